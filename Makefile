@@ -1,0 +1,48 @@
+# Everything a checkout can do. `make` alone lists it. Needs Python 3.11 or newer; the rest is installed into .venv.
+
+PYTHON_IN_VENV := .venv/bin/python
+DEMO := sae_weights/demo
+INSTALL_INPUTS := pyproject.toml constraints.txt overrides.txt scripts/install.sh
+SOURCES := $(wildcard steerserve plugins demo)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo serve test check bench demo-assets clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+install: .venv/.installed ## create .venv with the CPU build of vLLM and steerserve in it
+
+demo: .venv/.installed ## serve the demo model, steer it, show the replies side by side, stop
+	@$(PYTHON_IN_VENV) -m demo.show
+
+serve: .venv/.installed ## serve the demo model and its SAE until interrupted
+	@.venv/bin/steerserve serve $(DEMO)/model --sae demo=$(DEMO)/sae
+
+test: .venv/.installed-dev ## run every test, the fast ones first
+	@$(PYTHON_IN_VENV) -m pytest
+
+check: .venv/.installed-dev ## lint, format, types, fast tests
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	$(PYTHON_IN_VENV) -m mypy --strict $(SOURCES)
+	$(PYTHON_IN_VENV) -m pytest -q -m "not engine and not server"
+
+bench: .venv/.installed ## measure serving: stock vLLM, plugin idle, one plan, many plans
+	@$(PYTHON_IN_VENV) -m benchmarks.serving
+
+demo-assets: .venv/.installed ## train the demo model and its SAE again, from a fixed seed
+	@$(PYTHON_IN_VENV) -m demo.build
+
+clean: ## remove caches and build products (.venv stays)
+	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache .schemathesis
+	find steerserve plugins demo tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+.venv/.installed: $(INSTALL_INPUTS)
+	@scripts/install.sh cpu,train
+	@touch $@
+
+# The larger install holds the smaller one.
+.venv/.installed-dev: $(INSTALL_INPUTS)
+	@scripts/install.sh cpu,train,dev
+	@touch .venv/.installed $@

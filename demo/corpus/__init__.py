@@ -1,0 +1,1 @@
+"""A seeded corpus of labelled prose in ten domains, generated from the tables beside this file."""

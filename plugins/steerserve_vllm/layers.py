@@ -1,0 +1,138 @@
+"""Finding a model's decoder layers by structure, and putting the op behind (or before) one of them.
+
+A layer keeps its name, its parameters and its type's ancestry: only its class is exchanged for a subclass whose forward calls the
+original and then the op. So weights, LoRA, sleep mode and torch.compile see the module they know.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steerserve.errors import IncompatibleError
+
+from .op import steer_op
+
+__all__ = ["LayerList", "find_layers", "hook_points"]
+
+
+@dataclass(frozen=True)
+class LayerList:
+    """The decoder layers of a model: those from `start` to `end` live in this process."""
+
+    layers: nn.ModuleList
+    start: int
+    end: int
+
+    def holds(self, point: int) -> bool:
+        """Whether the stream at this hook point can be reached here: behind a layer, or before layer 0."""
+        return self.start <= max(point - 1, 0) < self.end
+
+
+def find_layers(model: nn.Module, n_layers: int) -> LayerList:
+    """The one list of `n_layers` decoder layers that its owner walks from `start_layer` to `end_layer`.
+
+    Raises: IncompatibleError if there is none, or more than one.
+    """
+    found = list(_candidates(model, n_layers))
+    if len(found) != 1:
+        raise IncompatibleError(
+            f"expected one list of {n_layers} decoder layers in {type(model).__name__}, found {len(found)}: "
+            "this model's residual stream cannot be located with certainty"
+        )
+    return found[0]
+
+
+def _candidates(model: nn.Module, n_layers: int) -> Iterable[LayerList]:
+    for module in model.modules():
+        if not hasattr(module, "start_layer") or not hasattr(module, "end_layer"):
+            continue
+        for child in module.children():
+            if isinstance(child, nn.ModuleList) and len(child) == n_layers:
+                yield LayerList(child, int(module.start_layer), int(module.end_layer))
+
+
+def hook_points(layers: LayerList, points: Iterable[int], width: int) -> list[int]:
+    """Put the op at those of the hook points whose layers are here.
+
+    Args: width: d_model, which the stream must have.
+    Returns: the points that were hooked.
+    Raises: IncompatibleError if a layer's output is not a residual stream that is understood.
+    """
+    here = sorted(point for point in set(points) if layers.holds(point))
+    by_layer: dict[int, list[int]] = {}
+    for point in here:
+        by_layer.setdefault(max(point - 1, 0), []).append(point)
+    for index, own in by_layer.items():
+        _hook(layers.layers[index], before=0 in own, after=next((p for p in own if p > 0), None), width=width)
+    return here
+
+
+def _hook(layer: nn.Module, *, before: bool, after: int | None, width: int) -> None:
+    cls = type(layer)
+    parameters = list(inspect.signature(cls.forward).parameters)
+    if "hidden_states" not in parameters:
+        raise IncompatibleError(f"{cls.__name__}.forward takes {parameters[1:]}, expected `hidden_states`")
+    if "residual" in parameters:
+        _check_residual_is_added(layer, width)
+    forward = _steered_forward(cls, parameters.index("hidden_states") - 1, before, after, width)
+    layer.__class__ = type(f"Steered{cls.__name__}", (cls,), {"forward": forward, "__module__": __name__})
+
+
+def _steered_forward(
+    cls: type[nn.Module], place: int, before: bool, after: int | None, width: int
+) -> Callable[..., Any]:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if before:
+            # A copy: the embeddings may live in a buffer that the runner keeps.
+            if "hidden_states" in kwargs:
+                kwargs["hidden_states"] = _steered(kwargs["hidden_states"].clone(), None, 0, width)
+            else:
+                own = _steered(args[place].clone(), None, 0, width)
+                args = (*args[:place], own, *args[place + 1 :])
+        out = cls.forward(self, *args, **kwargs)
+        if after is None:
+            return out
+        if isinstance(out, Tensor):
+            return _steered(out, None, after, width)
+        hidden, residual = out
+        if residual is None:
+            return _steered(hidden, None, after, width), None
+        return hidden, _steered(residual, hidden, after, width)
+
+    return forward
+
+
+def _steered(stream: Tensor, addend: Tensor | None, point: int, width: int) -> Tensor:
+    if stream.dim() != 2 or stream.shape[1] != width:
+        raise IncompatibleError(f"expected a stream of shape [tokens, {width}], got {tuple(stream.shape)}")
+    steer_op(stream, addend, point)
+    return stream
+
+
+def _check_residual_is_added(layer: nn.Module, width: int) -> None:
+    """Layers that return (hidden_states, residual) mean their sum only if the next layer's norm adds them. Try it."""
+    norm = next((child for child in layer.children() if _takes_residual(child)), None)
+    if norm is None:
+        raise IncompatibleError(
+            f"{type(layer).__name__} passes a residual on, but has no norm that adds it to the stream"
+        )
+    parameter = next(layer.parameters())
+    hidden = torch.linspace(-1, 1, width, device=parameter.device).to(parameter.dtype).expand(2, -1)
+    residual = hidden.flip(-1) * 0.5 + 0.25
+    with torch.no_grad():
+        _, added = norm(hidden.clone(), residual.clone())
+    if not torch.allclose(added.float(), (hidden + residual).float(), atol=1e-2):
+        raise IncompatibleError(
+            f"{type(layer).__name__}'s norm does not add `residual` to the stream: where x lies is not known"
+        )
+
+
+def _takes_residual(module: nn.Module) -> bool:
+    forward = getattr(module, "forward_native", module.forward)
+    return "norm" in type(module).__name__.lower() and "residual" in inspect.signature(forward).parameters

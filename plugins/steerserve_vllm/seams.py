@@ -1,0 +1,99 @@
+"""Every vLLM function that is wrapped, with the parameters the wrapper relies on; checked before the first is touched."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from steerserve.errors import IncompatibleError
+
+__all__ = ["SEAMS", "Seam", "check", "wrap"]
+
+TESTED_VERSIONS = ("0.32.0",)
+
+
+@dataclass(frozen=True)
+class Seam:
+    """A function of vLLM's that is wrapped: its module, its dotted name there, the parameters in their order."""
+
+    module: str
+    name: str
+    parameters: tuple[str, ...]
+
+    def owner(self) -> Any:
+        """The module or class that holds the function."""
+        owner: Any = importlib.import_module(self.module)
+        for part in self.name.split(".")[:-1]:
+            owner = getattr(owner, part)
+        return owner
+
+    def problem(self) -> str | None:
+        """Why this vLLM does not fit, or None if it does."""
+        attribute = self.name.rsplit(".", 1)[-1]
+        try:
+            function = inspect.getattr_static(self.owner(), attribute)
+        except (ImportError, AttributeError):
+            return f"{self.module}.{self.name} does not exist"
+        found = tuple(inspect.signature(inspect.unwrap(function)).parameters)
+        if found[: len(self.parameters)] != self.parameters:
+            return f"{self.module}.{self.name} takes {found}, expected it to begin with {self.parameters}"
+        return None
+
+
+_RUNNER = "vllm.v1.worker.gpu_model_runner"
+_CACHE = "vllm.v1.core.kv_cache_utils"
+_BLOCK = ("request", "start_token_idx", "end_token_idx", "start_mm_idx")
+
+SEAMS = {
+    "processor_init": Seam(
+        "vllm.v1.engine.input_processor", "InputProcessor.__init__", ("self", "vllm_config", "renderer")
+    ),
+    "process_inputs": Seam(
+        "vllm.v1.engine.input_processor",
+        "InputProcessor.process_inputs",
+        ("self", "request_id", "prompt", "params", "supported_tasks"),
+    ),
+    "block_keys": Seam(_CACHE, "generate_block_hash_extra_keys", _BLOCK),
+    "block_keys_pool": Seam("vllm.v1.core.block_pool", "generate_block_hash_extra_keys", _BLOCK),
+    "load_model": Seam(_RUNNER, "GPUModelRunner.load_model", ("self", "load_dummy_weights")),
+    "load_model_cpu": Seam(
+        "vllm.v1.worker.cpu_model_runner", "CPUModelRunner.load_model", ("self", "load_dummy_weights")
+    ),
+    "update_states": Seam(_RUNNER, "GPUModelRunner._update_states", ("self", "scheduler_output")),
+    "model_forward": Seam(
+        _RUNNER,
+        "GPUModelRunner._model_forward",
+        ("self", "input_ids", "positions", "intermediate_tensors", "inputs_embeds"),
+    ),
+    "attach_endpoints": Seam(
+        "vllm.entrypoints.launchers.app", "attach_endpoint_plugins", ("app", "supported_tasks")
+    ),
+}
+
+
+def check() -> None:
+    """Compare every seam with this vLLM.
+
+    Raises: IncompatibleError listing all that differ and the versions that were tested.
+    """
+    import vllm
+
+    problems = [problem for seam in SEAMS.values() if (problem := seam.problem())]
+    if problems:
+        tested = ", ".join(TESTED_VERSIONS)
+        raise IncompatibleError(
+            f"vLLM {vllm.__version__} differs from what steerserve wraps (tested: {tested}); nothing was patched. "
+            + "; ".join(problems)
+        )
+
+
+def wrap(name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Replace a seam's function by `make(original)`."""
+    seam = SEAMS[name]
+    owner, attribute = seam.owner(), seam.name.rsplit(".", 1)[-1]
+    original = getattr(owner, attribute)
+    setattr(owner, attribute, functools.wraps(original)(make(original)))

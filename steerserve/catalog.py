@@ -1,0 +1,215 @@
+"""What is served: names → SAEs and directions at their hook points, with everything a plan needs to know."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .config import SteerserveConfig
+from .errors import CheckpointError, ConfigError, RequestError
+from .hookpoint import HookPoint
+from .sae import Direction, FeatureRows, Sae, open_sae, read_direction
+
+__all__ = ["Catalog", "Source", "build_catalog"]
+
+DEFAULT_MAX_ACTIVATION = 400.0
+DIRECTION_PREFIX = "direction:"
+SAE_PREFIX = "sae:"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One SAE or direction that is served.
+
+    `key` is unique over both kinds ("sae:demo", "direction:french"); `fingerprint` identifies the weights.
+    """
+
+    key: str
+    name: str
+    point: HookPoint
+    n_features: int
+    fingerprint: str
+    body: Sae | Direction = field(repr=False)
+    labels: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
+
+    @property
+    def is_sae(self) -> bool:
+        """Whether this is an SAE rather than a direction."""
+        return self.key.startswith(SAE_PREFIX)
+
+    def rows(self, features: Sequence[int]) -> FeatureRows:
+        """The serving form of the named features."""
+        return self.body.rows(features) if isinstance(self.body, Sae) else self.body.rows()
+
+    def max_activation(self, feature: int) -> float:
+        """The feature's recorded maximum activation, raw units; 400 where there are no statistics."""
+        if isinstance(self.body, Sae):
+            known = self.body.max_activation(feature)
+        else:
+            known = self.body.statistics.get("max_activation")
+        return DEFAULT_MAX_ACTIVATION if known is None else known
+
+    def feature(self, ref: int | str, at: Sequence[str | int]) -> int:
+        """The index that an index or a label means.
+
+        Raises: RequestError if it is out of range, unknown or ambiguous.
+        """
+        if isinstance(ref, int):
+            if ref < self.n_features:
+                return ref
+            raise RequestError(
+                f"expected `feature` < {self.n_features}, got {ref}", at=at, reason="out_of_range"
+            )
+        found = self.labels.get(ref, ())
+        if len(found) == 1:
+            return found[0]
+        if found:
+            message = f"expected a label of exactly one feature, got {ref!r} of features {list(found)[:8]}"
+        else:
+            message = f"expected a feature label of SAE `{self.name}`, got {ref!r}{_hint(ref, self.labels)}"
+        raise RequestError(message, at=at, reason="unknown_feature")
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Everything that is served, for one model.
+
+    `special_tokens` are the token ids that steering leaves alone unless asked.
+    """
+
+    sources: dict[str, Source]
+    n_layers: int
+    d_model: int
+    special_tokens: frozenset[int]
+    max_interventions: int
+
+    @property
+    def saes(self) -> list[Source]:
+        """The SAEs, in the order of the configuration."""
+        return [source for source in self.sources.values() if source.is_sae]
+
+    @property
+    def directions(self) -> list[Source]:
+        """The directions, in the order of the configuration."""
+        return [source for source in self.sources.values() if not source.is_sae]
+
+    @property
+    def points(self) -> list[HookPoint]:
+        """The hook points in use, in the order in which the stream passes them."""
+        return sorted({source.point for source in self.sources.values()})
+
+    @property
+    def rows_per_point(self) -> int:
+        """The most features one plan may read at one hook point: its interventions and as many conditions."""
+        return 2 * self.max_interventions
+
+    def sae(self, name: str | None, at: Sequence[str | int]) -> Source:
+        """The SAE of that name; the only one where no name is given.
+
+        Raises: RequestError if there is none, or several to choose from.
+        """
+        names = [source.name for source in self.saes]
+        if name is None:
+            if len(names) == 1:
+                return self.saes[0]
+            if not names:
+                raise RequestError(
+                    "expected no `feature`: no SAE is served here", at=at, reason="unknown_sae"
+                )
+            raise RequestError(f"expected `sae`, one of {names}", at=(*at, "sae"), reason="unknown_sae")
+        if SAE_PREFIX + name not in self.sources:
+            message = f"expected `sae` to be one of {names}, got {name!r}{_hint(name, names)}"
+            raise RequestError(message, at=(*at, "sae"), reason="unknown_sae")
+        return self.sources[SAE_PREFIX + name]
+
+    def direction(self, name: str, at: Sequence[str | int]) -> Source:
+        """The direction of that name.
+
+        Raises: RequestError if there is none.
+        """
+        if DIRECTION_PREFIX + name not in self.sources:
+            names = [source.name for source in self.directions]
+            message = f"expected `direction` to be one of {names}, got {name!r}{_hint(name, names)}"
+            raise RequestError(message, at=(*at, "direction"), reason="unknown_direction")
+        return self.sources[DIRECTION_PREFIX + name]
+
+
+def build_catalog(
+    config: SteerserveConfig, *, n_layers: int, d_model: int, special_tokens: Iterable[int] = ()
+) -> Catalog:
+    """Open every SAE and direction of the configuration and check it against the model's shape.
+
+    Args:
+        n_layers: decoder layers of the model.
+        d_model: width of its residual stream.
+        special_tokens: ids that steering leaves alone by default.
+    Raises: ConfigError or CheckpointError naming the entry that cannot be served.
+    """
+    sources: dict[str, Source] = {}
+    for entry in config.saes:
+        if entry.resident:
+            raise ConfigError(
+                f"SAE `{entry.name}`: expected `resident: false`; the dense path is not built yet"
+            )
+        sae = open_sae(entry.path)
+        if sae.refusal is not None:
+            raise CheckpointError(
+                f"SAE `{entry.name}` cannot be served exactly: {sae.refusal}", path=entry.path
+            )
+        _check_width(f"SAE `{entry.name}`", sae.d_in, d_model, entry.path)
+        point = _point(f"SAE `{entry.name}`", entry, sae.hook, n_layers)
+        labels = _labels(sae)
+        source = Source(
+            SAE_PREFIX + entry.name, entry.name, point, sae.d_sae, _fingerprint(entry.path), sae, labels
+        )
+        sources[source.key] = source
+    for named in config.directions:
+        direction = read_direction(named.path, named.name)
+        _check_width(f"direction `{named.name}`", direction.vector.shape[0], d_model, named.path)
+        point = _point(f"direction `{named.name}`", named, direction.hook, n_layers)
+        source = Source(
+            DIRECTION_PREFIX + named.name, named.name, point, 1, _fingerprint(named.path), direction
+        )
+        sources[source.key] = source
+    return Catalog(sources, n_layers, d_model, frozenset(special_tokens), config.max_interventions)
+
+
+def _check_width(what: str, got: int, d_model: int, path: Path) -> None:
+    if got != d_model:
+        raise CheckpointError(f"{what}: expected width {d_model}, the model's, got {got}", path=path)
+
+
+def _point(what: str, entry: Any, recorded: Any, n_layers: int) -> HookPoint:
+    layer = entry.layer if entry.layer is not None else getattr(recorded, "layer", None)
+    site = entry.hook or getattr(recorded, "site", None) or "resid_post"
+    if layer is None:
+        raise ConfigError(f"{what}: expected `layer`, which its own config does not say")
+    return HookPoint.of(layer, site, n_layers)
+
+
+def _labels(sae: Sae) -> dict[str, tuple[int, ...]]:
+    found: dict[str, list[int]] = {}
+    for label in sae.manifest.labels if sae.manifest else ():
+        found.setdefault(label.label, []).append(label.feature)
+    return {label: tuple(features) for label, features in found.items()}
+
+
+def _fingerprint(path: Path) -> str:
+    """Identifies weights without reading them whole: names, sizes, times and the first MiB of every file."""
+    digest = hashlib.blake2b(digest_size=16)
+    files = [path] if path.is_file() else sorted(item for item in path.iterdir() if item.is_file())
+    for file in files:
+        status = file.stat()
+        digest.update(f"{file.name}|{status.st_size}|{status.st_mtime_ns}".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(1 << 20))
+    return digest.hexdigest()
+
+
+def _hint(got: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(got, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,185 @@
+"""The proof that steering happened: what the workers counted, merged, and told in the order of the request."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .catalog import Catalog, Source
+from .plan import Plan
+from .spec import Intervention, SteeringSpec
+
+__all__ = ["Collected", "Counts", "Reporter", "TicketTally", "merge_workers"]
+
+RowKey = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one row of a plan did: tokens, and f before and f' after over them (raw units)."""
+
+    tokens: int = 0
+    from_cache: int = 0
+    sum_before: float = 0.0
+    max_before: float = -math.inf
+    sum_after: float = 0.0
+    max_after: float = -math.inf
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.tokens + other.tokens,
+            self.from_cache + other.from_cache,
+            self.sum_before + other.sum_before,
+            max(self.max_before, other.max_before),
+            self.sum_after + other.sum_after,
+            max(self.max_after, other.max_after),
+        )
+
+
+@dataclass(frozen=True)
+class TicketTally:
+    """All engine requests of one HTTP request: how many there were, and the counts of each row."""
+
+    requests: int = 0
+    rows: dict[RowKey, Counts] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """One answer of the whole engine.
+
+    `tokens` are steered tokens since the engine started, by (source, op).
+    """
+
+    tallies: dict[str, TicketTally] = field(default_factory=dict)
+    tokens: dict[tuple[str, str], int] = field(default_factory=dict)
+    slots_in_use: int = 0
+    slots_capacity: int = 0
+
+
+def merge_workers(replies: Iterable[Mapping[str, Any]]) -> Collected:
+    """One answer from every worker's.
+
+    Tensor-parallel ranks count the same tokens and pipeline stages each their own layers, so within one data-parallel
+    replica the rank that saw most of a row is right about it; replicas serve different requests and are summed.
+
+    Args: replies: what `steerserve_collect` returned on each worker; empty ones are workers that steer nothing.
+    """
+    replicas: dict[int, list[Mapping[str, Any]]] = {}
+    for reply in replies:
+        if reply:
+            replicas.setdefault(reply.get("dp_rank", 0), []).append(reply)
+    merged = [_merge_ranks(ranks) for ranks in replicas.values()]
+    tallies: dict[str, TicketTally] = {}
+    tokens: dict[tuple[str, str], int] = {}
+    for part in merged:
+        for ticket, tally in part.tallies.items():
+            tallies[ticket] = _sum_tallies(tallies.get(ticket), tally)
+        for key, count in part.tokens.items():
+            tokens[key] = tokens.get(key, 0) + count
+    in_use = sum(part.slots_in_use for part in merged)
+    return Collected(tallies, tokens, in_use, sum(part.slots_capacity for part in merged))
+
+
+def _merge_ranks(ranks: Sequence[Mapping[str, Any]]) -> Collected:
+    """The ranks of one replica: for each number, the rank that knows most of it."""
+    rows: dict[str, dict[RowKey, Counts]] = {}
+    requests: dict[str, int] = {}
+    tokens: dict[tuple[str, str], int] = {}
+    for rank in ranks:
+        for ticket, wire in rank["tallies"].items():
+            best = rows.setdefault(ticket, {})
+            for key, counts in _sum_rows(wire).items():
+                if key not in best or counts.tokens > best[key].tokens:
+                    best[key] = counts
+        for ticket, count in rank["requests"].items():
+            requests[ticket] = max(requests.get(ticket, 0), count)
+        for source, op, count in rank["tokens"]:
+            tokens[source, op] = max(tokens.get((source, op), 0), count)
+    tallies = {ticket: TicketTally(requests.get(ticket, 0), found) for ticket, found in rows.items()}
+    slots = [rank["slots"] for rank in ranks]
+    in_use = max(slot["in_use"] for slot in slots)
+    return Collected(tallies, tokens, in_use, max(slot["capacity"] for slot in slots))
+
+
+def _sum_rows(wire: Iterable[Sequence[Any]]) -> dict[RowKey, Counts]:
+    """A ticket's rows on one rank: engine requests of the same plan list the same rows again."""
+    rows: dict[RowKey, Counts] = {}
+    for (source, feature), *numbers in wire:
+        key = (source, feature)
+        rows[key] = rows.get(key, Counts()) + Counts(*numbers)
+    return rows
+
+
+def _sum_tallies(first: TicketTally | None, second: TicketTally) -> TicketTally:
+    if first is None:
+        return second
+    keys = first.rows.keys() | second.rows.keys()
+    rows = {key: first.rows.get(key, Counts()) + second.rows.get(key, Counts()) for key in keys}
+    return TicketTally(first.requests + second.requests, rows)
+
+
+class Reporter:
+    """Writes reports about what one catalog serves."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._labels = {key: _first_labels(source) for key, source in catalog.sources.items()}
+
+    def report(
+        self, spec: SteeringSpec, plan: Plan, tally: TicketTally | None, *, admitted: int = 1
+    ) -> dict[str, Any]:
+        """The `steering` object of a reply.
+
+        Args:
+            tally: what the workers counted; None if they did not answer in time.
+            admitted: engine requests that took the plan, which the tally must not fall short of.
+        Returns: plain JSON values; `incomplete` is there, and true, only where counts are missing.
+        """
+        found = tally or TicketTally()
+        entries = [self._entry(intervention, found) for intervention in spec.interventions]
+        body: dict[str, Any] = {"digest": plan.digest, "policies": [], "interventions": entries}
+        body["requests"] = found.requests
+        if found.requests < admitted:
+            body["incomplete"] = True
+        return body
+
+    def _entry(self, intervention: Intervention, tally: TicketTally) -> dict[str, Any]:
+        source, feature = self._resolve(intervention)
+        counts = tally.rows.get((source.key, feature), Counts())
+        entry: dict[str, Any] = {"direction": source.name}
+        if source.is_sae:
+            entry = {"sae": source.name, "feature": feature}
+            label = intervention.feature if isinstance(intervention.feature, str) else None
+            if label or (label := self._labels[source.key].get(feature)):
+                entry["label"] = label
+        return entry | {
+            "op": intervention.op,
+            "tokens": counts.tokens,
+            "tokens_from_cache": counts.from_cache,
+            "before": _summary(counts.tokens, counts.sum_before, counts.max_before),
+            "after": _summary(counts.tokens, counts.sum_after, counts.max_after),
+        }
+
+    def _resolve(self, intervention: Intervention) -> tuple[Source, int]:
+        if intervention.direction is not None:
+            return self._catalog.direction(intervention.direction, ()), 0
+        source = self._catalog.sae(intervention.sae, ())
+        return source, source.feature(intervention.feature or 0, ())
+
+
+def _first_labels(source: Source) -> dict[int, str]:
+    """Each labelled feature's first label."""
+    labels: dict[int, str] = {}
+    for label, features in source.labels.items():
+        for feature in features:
+            labels.setdefault(feature, label)
+    return labels
+
+
+def _summary(tokens: int, total: float, largest: float) -> dict[str, float] | None:
+    if tokens == 0 or not (math.isfinite(total) and math.isfinite(largest)):
+        return None
+    return {"mean": total / tokens, "max": largest}

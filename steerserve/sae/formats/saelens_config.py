@@ -1,0 +1,157 @@
+"""SAELens' `cfg.json`, of any version, read into one frozen object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from steerserve.errors import CheckpointError
+from steerserve.sae.files import read_json
+from steerserve.sae.hook import Hook, parse_hook
+
+__all__ = ["Config", "read_config"]
+
+_SERVED = ("gated", "jumprelu", "standard", "topk")
+_EXPORTED_AS_JUMPRELU = ("batchtopk", "matryoshka_batchtopk")
+_TOP_K = "a top-k SAE needs its whole encoder for every steered token (exact top-k): not served yet"
+_PER_TOKEN = ("constant_norm_rescale", "layer_norm")
+_NORMALISATIONS = ("none", "expected_average_only_in", "covariance_whitening", *_PER_TOKEN)
+
+
+@dataclass(frozen=True)
+class Config:
+    """What of `cfg.json` decides how the SAE computes.
+
+    `architecture` is how the tensors are read, `trained_as` how they were trained (batchtopk is saved as
+    jumprelu). `refusal` says why the features cannot be served one by one, or is None.
+    """
+
+    architecture: str
+    trained_as: str
+    d_in: int
+    d_sae: int
+    hook: Hook | None
+    apply_b_dec_to_input: bool
+    normalize_activations: str
+    finetuning_scaling_factor: bool
+    rescale_acts_by_decoder_norm: bool
+    k: int | None
+    refusal: str | None
+
+    @property
+    def refusal_is_top_k(self) -> bool:
+        """Whether the only obstacle is the top-k selection, which a whole-encoder pass computes exactly."""
+        return self.refusal == _TOP_K
+
+
+def read_config(path: Path) -> Config:
+    """Read `cfg.json` as sae_lens 6.54 does, with the defaults of the version that wrote it.
+
+    Raises: CheckpointError if a value is of the wrong kind, or the architecture is unknown.
+    """
+    raw = read_json(path)
+    metadata = raw.get("metadata", {})
+    if not isinstance(metadata, dict):
+        raise CheckpointError("expected `metadata` to be an object", path=path)
+    fields = _Fields(path, raw if _is_modern(raw, metadata) else _modernised(raw, path))
+    names = _Fields(path, {**raw, **metadata})
+    architecture = fields.one_of("architecture", _SERVED)
+    trained = metadata.get("training_architecture")
+    hook, hook_refusal = _hook(names)
+    return Config(
+        architecture=architecture,
+        trained_as=trained if trained in _EXPORTED_AS_JUMPRELU else architecture,
+        d_in=fields.positive("d_in"),
+        d_sae=fields.positive("d_sae"),
+        hook=hook,
+        apply_b_dec_to_input=fields.flag("apply_b_dec_to_input", default=True),
+        normalize_activations=fields.one_of("normalize_activations", _NORMALISATIONS, default="none"),
+        finetuning_scaling_factor=fields.flag("finetuning_scaling_factor", default=False),
+        rescale_acts_by_decoder_norm=architecture == "topk"
+        and fields.flag("rescale_acts_by_decoder_norm", default=False),
+        k=_top_k(fields) if architecture == "topk" else None,
+        refusal=_refusal(fields, architecture) or hook_refusal,
+    )
+
+
+def _is_modern(raw: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
+    version = str(raw.get("sae_lens_version") or metadata.get("sae_lens_version") or "0")
+    major = version.partition(".")[0]
+    return major.isdigit() and int(major) >= 6
+
+
+def _modernised(raw: dict[str, Any], path: Path) -> dict[str, Any]:
+    """SAELens < 6: other names, and another place for top-k."""
+    new = {"architecture": "standard", **raw}
+    kwargs = raw.get("activation_fn_kwargs") or {}
+    activation = raw.get("activation_fn_str", raw.get("activation_fn", "relu"))
+    if activation == "topk" and isinstance(kwargs, dict) and kwargs.get("k") is not None:
+        new |= {"architecture": "topk", "k": kwargs["k"]}
+    elif activation != "relu":
+        raise CheckpointError(f"expected activation function relu or topk, got {activation!r}", path=path)
+    if "hook_z" in str(raw.get("hook_name", raw.get("hook_point", ""))):
+        new.setdefault("reshape_activations", "hook_z")
+    old = raw.get("normalize_activations")
+    if old is None or isinstance(old, bool):
+        new["normalize_activations"] = "expected_average_only_in" if old else "none"
+    return new
+
+
+def _hook(names: _Fields) -> tuple[Hook | None, str | None]:
+    keys = ("hook_name", "hook_point", "hf_hook_name")
+    name = next((names.values[key] for key in keys if names.values.get(key)), None)
+    if name is None:
+        return None, None
+    layer = names.values.get("hook_layer", names.values.get("hook_point_layer"))
+    hook = parse_hook(str(name).replace("{layer}", str(layer)))
+    return hook, None if hook else f"it reads `{name}`, not the residual stream: not served"
+
+
+def _refusal(fields: _Fields, architecture: str) -> str | None:
+    values = fields.values
+    if values.get("reshape_activations", "none") != "none" or values.get("hook_head_index") is not None:
+        return "it reads attention heads, not the residual stream: not served"
+    normalisation = values.get("normalize_activations")
+    if normalisation in _PER_TOKEN:
+        return (
+            f"normalize_activations {normalisation} depends on each token and does not fold: not served yet"
+        )
+    if normalisation == "covariance_whitening":
+        return "covariance_whitening was not folded into the weights: not served (save the inference model)"
+    return _TOP_K if architecture == "topk" else None
+
+
+def _top_k(fields: _Fields) -> int:
+    k = fields.positive("k")
+    if k > fields.positive("d_sae"):
+        raise CheckpointError(f"expected `k` <= d_sae, got {k}", path=fields.path)
+    return k
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """Values of one JSON object, taken with their kind checked."""
+
+    path: Path
+    values: Mapping[str, Any]
+
+    def positive(self, key: str) -> int:
+        value = self.values.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise CheckpointError(f"expected a positive integer as `{key}`, got {value!r}", path=self.path)
+        return value
+
+    def flag(self, key: str, *, default: bool) -> bool:
+        value = self.values.get(key, default)
+        if not isinstance(value, bool):
+            raise CheckpointError(f"expected true or false as `{key}`, got {value!r}", path=self.path)
+        return value
+
+    def one_of(self, key: str, choices: tuple[str, ...], *, default: str | None = None) -> str:
+        value = self.values.get(key, default)
+        if value not in choices:
+            message = f"expected `{key}` to be one of {', '.join(choices)}, got {value!r}"
+            raise CheckpointError(message, path=self.path)
+        return str(value)

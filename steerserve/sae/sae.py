@@ -1,0 +1,179 @@
+"""An SAE opened for serving: its weights stay on disk, memory-mapped, until a feature is named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from steerserve.errors import CheckpointError
+
+from .hook import Hook
+from .manifest import Manifest
+from .rows import FeatureRows
+
+__all__ = ["Activation", "Sae", "Stored"]
+
+_CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class Activation:
+    """The per-feature numbers of the activation formula, float32 [F] each (see FeatureRows)."""
+
+    threshold: Tensor
+    scale: Tensor
+    shift: Tensor
+    floor: Tensor
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The weights as stored, and what has to be folded into each row as it is read.
+
+    Attributes:
+        encoder: [F, d], a view of the mapped file, any float dtype.
+        decoder: [F, d], likewise.
+        bias: [F] float32, added to the encoder's product.
+        pre_bias: [d] float32, subtracted from the (scaled) input; None where the SAE subtracts nothing.
+        b_dec: [d] float32, the decoder's bias in the model's own scale.
+        encoder_scale: [F] float32, what each encoder row and bias is multiplied by.
+        decoder_scale: [F] float32, what each decoder row is multiplied by.
+        input_scale: scalar the SAE multiplies its input by.
+    """
+
+    encoder: Tensor
+    decoder: Tensor
+    bias: Tensor
+    pre_bias: Tensor | None
+    b_dec: Tensor
+    encoder_scale: Tensor
+    decoder_scale: Tensor
+    input_scale: float
+
+
+@dataclass(frozen=True)
+class Sae:
+    """A sparse autoencoder on disk.
+
+    Attributes:
+        architecture: as trained ("standard", "jumprelu", "gated", "batchtopk", "topk", …).
+        d_in: width of the residual stream it reads.
+        d_sae: number of features.
+        hook: where it was trained, or None where its files do not say.
+        path: its weights file.
+        manifest: our record beside it, if there is one.
+        refusal: why its features cannot be served one by one exactly, or None if they can.
+        top_k: the k of a top-k SAE, which needs the whole encoder; None otherwise.
+    """
+
+    architecture: str
+    d_in: int
+    d_sae: int
+    hook: Hook | None
+    path: Path
+    stored: Stored = field(repr=False)
+    activation: Activation = field(repr=False)
+    manifest: Manifest | None = field(default=None, repr=False)
+    statistics: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    refusal: str | None = None
+    top_k: int | None = None
+
+    @property
+    def per_feature(self) -> bool:
+        """Whether naming k features costs O(k·d), whatever the size of the dictionary."""
+        return self.refusal is None
+
+    @property
+    def b_dec(self) -> Tensor:
+        """[d_in] float32: what the decoder adds to Σ f_j·d_j, in the model's own scale."""
+        return self.stored.b_dec
+
+    def max_activation(self, feature: int) -> float | None:
+        """The largest activation on record (raw units), or None without such statistics."""
+        return self._statistic("max_activation", feature)
+
+    def firing_rate(self, feature: int) -> float | None:
+        """The share of tokens on which the feature fired, or None without such statistics."""
+        return self._statistic("firing_rate", feature)
+
+    def rows(self, features: Sequence[int]) -> FeatureRows:
+        """The named features, folded; touches only their rows of the mapped file.
+
+        Args: features: k indices in [0, d_sae), in any order.
+        Returns: k rows.
+        Raises: CheckpointError if the SAE cannot be served per feature, a weight of these rows is not finite,
+            or an index is out of range.
+        """
+        if self.refusal is not None:
+            raise CheckpointError(self.refusal, path=self.path)
+        for feature in features:
+            self._check_index(feature)
+        rows = self._fold(torch.tensor(list(features), dtype=torch.long))
+        # The file was scanned when it was opened; this catches what folding overflows and what changed since.
+        for name in ("encoder", "bias", "scale", "shift", "decoder"):
+            if not torch.isfinite(getattr(rows, name)).all():
+                raise CheckpointError("expected finite folded weights", path=self.path, tensor=name)
+        return rows
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Activations of every feature: the whole encoder, for tests and evaluation.
+
+        Args: x: [tokens, d_in], the residual stream in the model's own scale.
+        Returns: [tokens, d_sae] float32, raw units.
+        Raises: CheckpointError if the SAE normalises its input in a way that does not fold.
+        """
+        if self.refusal is not None and self.top_k is None:
+            raise CheckpointError(self.refusal, path=self.path)
+        dense = torch.cat([rows.activations(x) for rows in self._chunks()], dim=-1)
+        if self.top_k is None:
+            return dense
+        # Rectified values have the same positive top k as the pre-activations, and zeros add nothing.
+        values, indices = dense.topk(self.top_k, dim=-1)
+        return torch.zeros_like(dense).scatter_(-1, indices, values)
+
+    def decode(self, f: Tensor) -> Tensor:
+        """The reconstruction Σ f_j·d_j + b_dec of whole activation vectors.
+
+        Args: f: [tokens, d_sae], raw units.
+        Returns: [tokens, d_in] float32, in the model's own scale.
+        """
+        out = self.b_dec.expand(f.shape[0], -1).clone()
+        for part, rows in zip(torch.split(f.float(), _CHUNK, dim=-1), self._chunks(), strict=True):
+            out += part @ rows.decoder
+        return out
+
+    def _chunks(self) -> Iterator[FeatureRows]:
+        for start in range(0, self.d_sae, _CHUNK):
+            yield self._fold(slice(start, min(start + _CHUNK, self.d_sae)))
+
+    def _fold(self, which: Tensor | slice) -> FeatureRows:
+        stored, act = self.stored, self.activation
+        # Folding cancels large terms (b_enc against W·b_dec), so it is done in float64 and rounded once.
+        encoder = stored.encoder[which].double()
+        bias = stored.bias[which].double()
+        if stored.pre_bias is not None:
+            bias = bias - encoder @ stored.pre_bias.double()
+        row_scale = stored.encoder_scale[which].double()
+        decoder = stored.decoder[which].double() * stored.decoder_scale[which].double().unsqueeze(1)
+        return FeatureRows(
+            encoder=(encoder * (row_scale * stored.input_scale).unsqueeze(1)).float().contiguous(),
+            bias=(bias * row_scale).float(),
+            threshold=act.threshold[which].clone(),
+            scale=act.scale[which].clone(),
+            shift=act.shift[which].clone(),
+            floor=act.floor[which].clone(),
+            decoder=(decoder / stored.input_scale).float().contiguous(),
+        )
+
+    def _statistic(self, name: str, feature: int) -> float | None:
+        self._check_index(feature)
+        values = self.statistics.get(name)
+        return None if values is None else float(values[feature])
+
+    def _check_index(self, feature: int) -> None:
+        if not 0 <= feature < self.d_sae:
+            raise CheckpointError(f"expected features in [0, {self.d_sae}), got {feature}", path=self.path)

@@ -1,0 +1,107 @@
+"""`steering` in a request's body: found without decoding the bodies that have none, and taken out of those that do."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from steerserve.errors import RequestError, RouteError
+from steerserve.spec import MAX_JSON_CHARS
+
+__all__ = ["check_form", "take_steering"]
+
+FIELD = "steering"
+
+
+def _spelled(name: str) -> str:
+    """A pattern of every way to write a name in a JSON string: each letter may be escaped."""
+    digits = (f"{ord(letter):04x}" for letter in name)
+    return "".join(
+        rf"(?:{letter}|\\u(?i:{code}))" for letter, code in zip(name, digits, strict=True)
+    )
+
+
+_KEY = re.compile(f'"{_spelled(FIELD)}"'.encode())
+_FORM_FIELD = re.compile(
+    rb"""content-disposition:[^\r\n]*[;\s]name\*?=(?:"|utf-8'[^']*')?steering["\s;\r\n]""", re.IGNORECASE
+)
+
+
+class _Repeated(dict[str, Any]):
+    """An object that names a key twice; `keys_again` are those keys."""
+
+    keys_again: frozenset[str]
+
+
+def take_steering(body: bytes) -> tuple[object, dict[str, Any]] | None:
+    """The value of a JSON body's top-level `steering`, and the body without it; None where there is none.
+
+    Raises: RequestError if the body mentions the key but is not JSON, names it twice, or repeats a key inside it.
+    """
+    mentioned = _KEY.search(body) is not None
+    # A NUL byte means UTF-16 or UTF-32, which the server's own parser accepts too.
+    if not mentioned and b"\0" not in body:
+        return None
+    try:
+        document = json.loads(body, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        if not mentioned:
+            return None
+        raise RequestError(f"expected the body to be valid JSON: {error}", at=()) from None
+    if not isinstance(document, dict) or FIELD not in document:
+        return None
+    if isinstance(document, _Repeated) and FIELD in document.keys_again:
+        raise RequestError(f"expected `{FIELD}` once, got it twice")
+    value = document.pop(FIELD)
+    _check_keys(value)
+    if len(body) > MAX_JSON_CHARS:
+        _check_size(value)
+    return value, document
+
+
+def check_form(body: bytes, content_type: str) -> None:
+    """Refuse a multipart form that has a `steering` field: no form route carries one.
+
+    Raises: RouteError.
+    """
+    if content_type.lower().startswith("multipart/") and _FORM_FIELD.search(body):
+        raise RouteError("expected no `steering` in a form, which cannot carry it", reason="route")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    marked, seen, again = _Repeated(found), set(), set()
+    for key, _ in pairs:
+        (again if key in seen else seen).add(key)
+    marked.keys_again = frozenset(again)
+    return marked
+
+
+def _check_keys(value: object) -> None:
+    for path, item in _walk(value):
+        if isinstance(item, _Repeated):
+            key = min(item.keys_again)
+            raise RequestError(f"expected each key once, got `{key[:64]}` twice", at=(*path, key[:64]))
+
+
+def _walk(value: object) -> Iterator[tuple[tuple[str | int, ...], object]]:
+    """Every value inside `value`, itself included, with its path into the body; no recursion."""
+    stack: list[tuple[tuple[str | int, ...], object]] = [((FIELD,), value)]
+    while stack:
+        path, item = stack.pop()
+        yield path, item
+        if isinstance(item, dict):
+            stack.extend(((*path, key[:64]), inner) for key, inner in item.items())
+        elif isinstance(item, list):
+            stack.extend(((*path, index), inner) for index, inner in enumerate(item))
+
+
+def _check_size(value: object) -> None:
+    size = len(json.dumps(value))
+    if size > MAX_JSON_CHARS:
+        message = f"expected `{FIELD}` of at most {MAX_JSON_CHARS} characters, got {size}"
+        raise RequestError(message, reason="too_large")

@@ -1,0 +1,202 @@
+"""The wire schema of the `steering` object, parsed once and strictly.
+
+Everything deeper in the system sees a frozen `SteeringSpec` and checks nothing of its shape again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import RequestError
+
+__all__ = ["Condition", "Intervention", "SteeringSpec", "Where", "parse_spec", "parse_spec_json"]
+
+Op = Literal["clamp", "ablate", "scale", "add", "at_least", "at_most"]
+Phase = Literal["all", "prompt", "generation"]
+
+MAX_JSON_CHARS = 262_144
+MAX_SELECTORS = 4096
+
+# A clamp far outside float32's useful range would overflow in the sum over rows: bound it here, once.
+Value = Annotated[float, Field(ge=-1e6, le=1e6)]
+Position = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+FeatureRef = Annotated[int, Field(ge=0, lt=2**31)] | Annotated[str, Field(min_length=1, max_length=256)]
+Name = Annotated[str, Field(min_length=1, max_length=128)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Condition(_Strict):
+    """Holds for a token while another feature's activation lies above, or below, a bound (strictly)."""
+
+    feature: FeatureRef
+    sae: Name | None = None
+    above: Value | None = None
+    below: Value | None = None
+
+    @model_validator(mode="after")
+    def _has_a_bound(self) -> Condition:
+        if self.above is None and self.below is None:
+            raise ValueError("expected `above` or `below`")
+        if self.above is not None and self.below is not None and self.above >= self.below:
+            raise ValueError(f"expected `above` < `below`, got {self.above} and {self.below}")
+        return self
+
+
+class Where(_Strict):
+    """Which of a request's token positions a row applies to."""
+
+    phase: Phase = "all"
+    start: Position | None = None
+    stop: Position | None = None
+    positions: list[Position] | None = Field(None, min_length=1, max_length=MAX_SELECTORS)
+    tokens: list[TokenId] | None = Field(None, min_length=1, max_length=MAX_SELECTORS)
+    exclude_positions: list[Position] = Field(default_factory=list, max_length=MAX_SELECTORS)
+    exclude_tokens: list[TokenId] = Field(default_factory=list, max_length=MAX_SELECTORS)
+    special_tokens: bool = False
+
+
+class Intervention(_Strict):
+    """One change to one feature of an SAE, or to one named direction."""
+
+    sae: Name | None = None
+    feature: FeatureRef | None = None
+    direction: Name | None = None
+    op: Op
+    value: Value | None = None
+    unit: Literal["raw", "max"] = "raw"
+    only_if_active: bool = False
+    where: Where = Where()
+    when: Condition | Annotated[list[Condition], Field(max_length=16)] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Intervention:
+        if (self.feature is None) == (self.direction is None):
+            raise ValueError("expected exactly one of `feature` and `direction`")
+        if self.direction is not None and self.sae is not None:
+            raise ValueError("expected no `sae` beside `direction`")
+        if self.op == "ablate" and self.value is not None:
+            raise ValueError(f"expected no `value` for op `ablate`, got {self.value}")
+        if self.op != "ablate" and self.value is None:
+            raise ValueError(f"expected a `value` for op `{self.op}`")
+        if self.unit == "max" and self.op in ("scale", "ablate"):
+            raise ValueError(f'expected `unit` "raw" for op `{self.op}`, whose value is not an activation')
+        return self
+
+    @property
+    def conditions(self) -> list[Condition]:
+        """The conditions as a list, however many were written."""
+        return self.when if isinstance(self.when, list) else [self.when]
+
+
+class SteeringSpec(_Strict):
+    """The whole `steering` object of a request."""
+
+    interventions: list[Intervention] = Field(max_length=1024)
+    error: Literal["keep", "drop"] = "keep"
+    report: bool = True
+
+
+def parse_spec(value: object) -> SteeringSpec:
+    """Validate an already decoded `steering` object.
+
+    Raises: RequestError naming the first offending field.
+    """
+    if not isinstance(value, dict):
+        raise RequestError(f"expected `steering` to be an object, got {_kind(value)}")
+    try:
+        return SteeringSpec.model_validate(value)
+    except ValidationError as error:
+        raise _first_problem(error) from None
+
+
+def parse_spec_json(text: str) -> SteeringSpec:
+    """Validate a `steering` object handed over as JSON text (NaN, infinities and repeated keys refused)."""
+    if len(text) > MAX_JSON_CHARS:
+        message = f"expected `steering` of at most {MAX_JSON_CHARS} characters, got {len(text)}"
+        raise RequestError(message, reason="too_large")
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+    except RequestError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"expected `steering` to be valid JSON: {error}") from None
+    return parse_spec(value)
+
+
+def _refuse_constant(name: str) -> float:
+    raise RequestError(f"expected finite numbers, got {name}")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    seen = dict(pairs)
+    if len(seen) != len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise RequestError(f"expected each key once, got `{repeated}` twice")
+    return seen
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
+
+
+# What each of pydantic's error types means, said as "expected …".
+_EXPECTED: dict[str, Callable[[str, dict[str, Any]], str]] = {
+    "extra_forbidden": lambda name, _: f"expected no key `{name}`, which is not known here",
+    "missing": lambda name, _: f"expected `{name}`, which is missing",
+    "finite_number": lambda name, _: f"expected `{name}` to be finite",
+    "float_type": lambda name, _: f"expected `{name}` to be a number",
+    "int_type": lambda name, _: f"expected `{name}` to be a whole number",
+    "bool_type": lambda name, _: f"expected `{name}` to be a boolean",
+    "string_type": lambda name, _: f"expected `{name}` to be a string",
+    "list_type": lambda name, _: f"expected `{name}` to be a list",
+    "model_type": lambda name, _: f"expected `{name}` to be an object",
+    "literal_error": lambda name, ctx: f"expected `{name}` to be one of {ctx['expected']}",
+    "too_long": lambda name, ctx: f"expected `{name}` of at most {ctx['max_length']} entries",
+    "too_short": lambda name, ctx: f"expected `{name}` of at least {ctx['min_length']} entries",
+    "greater_than_equal": lambda name, ctx: f"expected `{name}` >= {ctx['ge']:g}",
+    "less_than_equal": lambda name, ctx: f"expected `{name}` <= {ctx['le']:g}",
+    "less_than": lambda name, ctx: f"expected `{name}` < {ctx['lt']:g}",
+}
+# pydantic names the member of a union in the path; the client never wrote these.
+_UNION_PARTS = {"int", "str", "constrained-int", "constrained-str", "Condition", "list[Condition]"}
+
+
+def _first_problem(error: ValidationError) -> RequestError:
+    problems = error.errors(include_url=False, include_context=True)
+    problem = max(problems, key=lambda item: item["type"] not in ("model_type", "list_type", "string_type"))
+    path = [part for part in problem["loc"] if isinstance(part, int) or part in _FIELDS]
+    if problem["loc"] and problem["type"] == "extra_forbidden":
+        path = [*(part for part in problem["loc"][:-1] if isinstance(part, int) or part in _FIELDS)]
+        path.append(str(problem["loc"][-1])[:64])
+    name = next((str(part) for part in reversed(path) if isinstance(part, str)), "steering")
+    shown = f"{name}[{path[-1]}]" if path and isinstance(path[-1], int) else name
+    if problem["type"] == "value_error":
+        return RequestError(str(problem["ctx"]["error"]), at=("steering", *path))
+    if name == "feature" and problem["type"] in ("int_type", "string_type"):
+        wanted = "expected `feature` to be an index or a label"
+    else:
+        say = _EXPECTED.get(problem["type"])
+        wanted = say(shown, problem.get("ctx", {})) if say else f"`{shown}`: {problem['msg']}"
+    if problem["type"] == "missing":
+        return RequestError(wanted, at=("steering", *path))
+    return RequestError(f"{wanted}, got {_show(problem['input'])}", at=("steering", *path))
+
+
+def _show(value: object) -> str:
+    if isinstance(value, dict | list):
+        return _kind(value) + f" of {len(value)}"
+    text = json.dumps(value, default=str) if not isinstance(value, float) else repr(value)
+    return text if len(text) <= 64 else text[:61] + "..."
+
+
+_FIELDS = {name for model in (SteeringSpec, Intervention, Where, Condition) for name in model.model_fields}

@@ -1,0 +1,142 @@
+"""What steering did to each request, row by row: the evidence behind the report."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from .plan import Plan
+
+__all__ = ["Tallies", "Tally"]
+
+# Reports of finished requests that nobody came for (a client that left) are dropped oldest first.
+MAX_FINISHED = 4096
+MAX_ROWS = 64
+COUNT, SUM_BEFORE, MAX_BEFORE, SUM_AFTER, MAX_AFTER = range(5)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """One engine request's counts.
+
+    table [rows, 5]: tokens, sum and maximum of f before, sum and maximum of f' after. from_cache [rows]: tokens of the window
+    that came steered from the prefix cache.
+    """
+
+    plan: Plan
+    table: NDArray[np.float64]
+    from_cache: NDArray[np.int64]
+
+    @property
+    def wire(self) -> list[list[Any]]:
+        """Per row: [[source, feature], tokens, from cache, sum before, max before, sum after, max after]."""
+        rows = zip(self.plan.rows, self.table.tolist(), self.from_cache.tolist(), strict=True)
+        return [
+            [[row.source, row.feature], int(counts[COUNT]), cached, *counts[1:]]
+            for row, counts, cached in rows
+        ]
+
+
+class Tallies:
+    """One table of counts per live request, and the finished ones until their report is collected."""
+
+    def __init__(self, capacity: int) -> None:
+        self._table = np.zeros((capacity, MAX_ROWS, 5))
+        self._free = list(range(capacity - 1, -1, -1))
+        self._totals: Counter[tuple[str, str]] = Counter()
+        self._finished: OrderedDict[str, list[Tally]] = OrderedDict()
+
+    def open(self) -> int:
+        """A cleared table for a new request; returns its number."""
+        if not self._free:
+            grown = len(self._table)
+            self._table = np.concatenate([self._table, np.zeros_like(self._table)])
+            self._free = list(range(2 * grown - 1, grown - 1, -1))
+        number = self._free.pop()
+        self._table[number] = 0
+        self._table[number][:, [MAX_BEFORE, MAX_AFTER]] = -np.inf
+        return number
+
+    def read(self, number: int, plan: Plan, from_cache: NDArray[np.int64]) -> Tally:
+        """The counts of a live request so far."""
+        return Tally(plan, self._table[number, : len(plan.rows)].copy(), from_cache)
+
+    def close(self, number: int, tally: Tally, ticket: str) -> None:
+        """A request ended: add it to the totals and, if it has a ticket, keep it for its report."""
+        self._free.append(number)
+        self._totals.update(_tokens(tally))
+        if ticket:
+            self._finished.setdefault(ticket, []).append(tally)
+            if len(self._finished) > MAX_FINISHED:
+                self._finished.popitem(last=False)
+
+    def take(self, ticket: str) -> list[Tally]:
+        """The finished tallies of a ticket, which are forgotten."""
+        return self._finished.pop(ticket, [])
+
+    def totals(self, live: Iterable[Tally]) -> list[list[Any]]:
+        """Tokens steered since the start, finished and live: [source, op, tokens] each."""
+        totals = Counter(self._totals)
+        for tally in live:
+            totals.update(_tokens(tally))
+        return [[source, op, tokens] for (source, op), tokens in sorted(totals.items())]
+
+    def count(
+        self,
+        table_of: NDArray[np.int32],
+        owner: NDArray[np.int32],
+        counted: NDArray[np.bool_],
+        slot: NDArray[np.int32],
+        rows: NDArray[np.int32],
+        bit: NDArray[np.int32],
+        trace: NDArray[np.float32],
+    ) -> None:
+        """Count one step's trace at one hook point.
+
+        Args:
+            table_of: [R] table number of each request of the batch, −1 for none.
+            owner: [n] each steered token's request.
+            counted: [n] whether the token counts (not one that is computed again, nor a rejected draft).
+            slot: [n] each token's slot.
+            rows: [S] rows in use of each slot; bit: [S, K] their bits in the plan.
+            trace: [≥ n, K, 2] f and f' where a row applied, NaN elsewhere.
+        """
+        _count(self._table, table_of, owner, counted, slot, rows, bit, trace)
+
+
+def _tokens(tally: Tally) -> Counter[tuple[str, str]]:
+    counts: Counter[tuple[str, str]] = Counter()
+    for row, tokens in zip(tally.plan.rows, tally.table[:, COUNT].tolist(), strict=True):
+        counts[row.source, row.op] += int(tokens)
+    return counts
+
+
+_SIGNATURE = (
+    "void(float64[:, :, ::1], int32[::1], int32[::1], boolean[::1], int32[::1], int32[::1], int32[:, ::1], "
+    "float32[:, :, ::1])"
+)
+
+
+@numba.njit(_SIGNATURE, nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _count(
+    table: Any, table_of: Any, owner: Any, counted: Any, slot: Any, rows: Any, bit: Any, trace: Any
+) -> None:
+    for t in range(owner.shape[0]):
+        number = table_of[owner[t]]
+        if number < 0 or not counted[t]:
+            continue
+        for k in range(rows[slot[t]]):
+            before, after, row = trace[t, k, 0], trace[t, k, 1], bit[slot[t], k]
+            if row < 0 or before != before:
+                continue
+            table[number, row, 0] += 1
+            table[number, row, 1] += before
+            table[number, row, 2] = max(table[number, row, 2], before)
+            table[number, row, 3] += after
+            table[number, row, 4] = max(table[number, row, 4], after)

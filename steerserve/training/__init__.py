@@ -1,0 +1,1 @@
+"""Training SAEs on harvested activations: shards in, a folder that steerserve and SAELens both load out."""

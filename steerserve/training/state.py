@@ -1,0 +1,43 @@
+"""A run's checkpoint: one safetensors file, replaced whole, that knows which run it belongs to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from steerserve.errors import ConfigError
+from steerserve.sae.files import map_safetensors
+
+__all__ = ["load_state", "save_state"]
+
+_KINDS = (torch.float32, torch.float64, torch.int64)
+
+
+def save_state(path: Path, tensors: Mapping[str, Tensor], identity: str) -> None:
+    """Replace the checkpoint; a run killed at any moment leaves the old one or the new one.
+
+    Args: identity: settings and data of the run, compared when it is read.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file(dict(tensors), part, {"identity": identity})
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def load_state(path: Path, identity: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint.
+
+    Raises: CheckpointError if the file is damaged; ConfigError if it belongs to other settings or other data.
+    """
+    tensors, metadata = map_safetensors(path, _KINDS)
+    if metadata.get("identity") != identity:
+        raise ConfigError(
+            f"expected a checkpoint of this run, {path} is of other settings or data: remove it, or train elsewhere"
+        )
+    return tensors
