@@ -29,7 +29,7 @@ BLOCK = 512
 BATCH = 4
 PEAK_RATE = 3e-3
 WARM_UP = 100
-STEPS = 1600
+STEPS = 1100
 # Held-out documents come from a seed that training never uses.
 HELD_OUT_SEED = 1_000_003
 HELD_OUT_TOKENS = 40_000

@@ -33,10 +33,10 @@ def domain_means(model: Any, tokenizer: Any, layer: int, documents: int) -> tupl
     for document in labelled_documents(PROBE_SEED, documents):
         ids, domains = tokenise(document, tokenizer)
         stream = model(torch.tensor([ids]), output_hidden_states=True).hidden_states[layer + 1][0]
-        for vector, domain in zip(stream, domains, strict=True):
-            if domain != NONE:
-                sums[domain] += vector
-                counts[domain] += 1
+        for domain in set(domains) - {NONE}:
+            inside = torch.tensor([name == domain for name in domains])
+            sums[domain] += stream[inside].sum(0)
+            counts[domain] += int(inside.sum())
     overall = torch.stack(list(sums.values())).sum(0) / sum(counts.values())
     return {domain: total / counts[domain] for domain, total in sums.items()}, overall
 
@@ -63,19 +63,19 @@ def added(model: Any, layer: int, vector: Tensor) -> Iterator[None]:
 @torch.no_grad()
 def continuations(model: Any, tokenizer: Any, samples: int, tokens: int) -> list[str]:
     """``samples`` continuations of every neutral prompt at temperature 0.8, prompts left out."""
-    texts: list[str] = []
-    for prompt in NEUTRAL_PROMPTS:
-        ids = tokenizer(prompt, return_tensors="pt")
-        output = model.generate(
-            **ids,
-            max_new_tokens=tokens,
-            do_sample=True,
-            temperature=0.8,
-            top_k=0,
-            num_return_sequences=samples,
-        )
-        rows = output[:, ids["input_ids"].shape[1] :]
-        texts.extend(tokenizer.batch_decode(rows, skip_special_tokens=True))
+    # Padded on the left, so that the last position is the last prompt token in every row.
+    batch = tokenizer(list(NEUTRAL_PROMPTS), return_tensors="pt", padding=True, padding_side="left")
+    output = model.generate(
+        **batch,
+        max_new_tokens=tokens,
+        do_sample=True,
+        temperature=0.8,
+        top_k=0,
+        num_return_sequences=samples,
+    )
+    texts: list[str] = tokenizer.batch_decode(
+        output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True
+    )
     return texts
 
 

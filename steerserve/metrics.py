@@ -1,6 +1,6 @@
 """What an operator watches: prometheus metrics on the default registry, which vLLM's own /metrics shows.
 
-Labels are bounded: names of SAEs and directions are the operator's, ops are six, reasons are the slugs of errors.
+Labels are bounded: the operator names SAEs and directions, ops are six, reasons are the slugs of errors.
 """
 
 from __future__ import annotations
@@ -75,15 +75,15 @@ def admissions() -> int:
 class TokenFeed:
     """Turns the engine's running totals into increments of the token counter.
 
-    With several API servers one alone may feed it: all of them see the same totals, and prometheus adds up what
-    the processes counted.
+    With several API servers one alone may feed it: all of them see the same totals, and prometheus adds up
+    what the processes counted.
     """
 
     def __init__(self) -> None:
         self._shown: dict[tuple[str, str], int] = {}
 
     def update(self, collected: Collected) -> None:
-        """Count what is new since the last call. Totals that fell are those of an engine that started again."""
+        """Count what is new since the last call. Totals that fell are of an engine that started again."""
         for (source, op), total in collected.tokens.items():
             shown = self._shown.get((source, op), 0)
             self._shown[source, op] = total

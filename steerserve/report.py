@@ -1,4 +1,4 @@
-"""The proof that steering happened: what the workers counted, merged, and told in the order of the request."""
+"""The proof that steering happened: what the workers counted, merged, in the order of the request."""
 
 from __future__ import annotations
 
@@ -62,10 +62,11 @@ class Collected:
 def merge_workers(replies: Iterable[Mapping[str, Any]]) -> Collected:
     """One answer from every worker's.
 
-    Tensor-parallel ranks count the same tokens and pipeline stages each their own layers, so within one data-parallel
-    replica the rank that saw most of a row is right about it; replicas serve different requests and are summed.
+    Tensor-parallel ranks count the same tokens and pipeline stages each their own layers, so within one
+    data-parallel replica the rank that saw most of a row is right about it; replicas serve different requests
+    and are summed.
 
-    Args: replies: what `steerserve_collect` returned on each worker; empty ones are workers that steer nothing.
+    Args: replies: what `steerserve_collect` returned on each worker; empty where a worker steers nothing.
     """
     replicas: dict[int, list[Mapping[str, Any]]] = {}
     for reply in replies:

@@ -17,8 +17,9 @@ from .setup import catalog_for, check_engine, config_for
 
 if TYPE_CHECKING:
     from steerserve.runtime import Runtime
+    from steerserve.training.capture import Capture
 
-__all__ = ["install", "runtime_of"]
+__all__ = ["capture_of", "install", "runtime_of"]
 
 _RUNTIME = "_steerserve_runtime"
 _CAPTURE = "_steerserve_capture"
@@ -36,6 +37,11 @@ def install() -> None:
 def runtime_of(runner: Any) -> Runtime | None:
     """The steering state of a model runner; None where nothing is steered."""
     return getattr(runner, _RUNTIME, None)
+
+
+def capture_of(runner: Any) -> Capture | None:
+    """What harvests on this model runner, if anything does."""
+    return getattr(runner, _CAPTURE, None)
 
 
 def _wrap_load_model(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -110,7 +116,7 @@ def _wrap_update_states(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _wrap_model_forward(original: Callable[..., Any]) -> Callable[..., Any]:
     def model_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        runtime, capture = runtime_of(self), getattr(self, _CAPTURE, None)
+        runtime, capture = runtime_of(self), capture_of(self)
         if runtime is None or not (runtime.is_active or capture):
             return original(self, *args, **kwargs)
         step = getattr(self, _STEP)

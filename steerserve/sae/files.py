@@ -63,7 +63,7 @@ def map_safetensors(
 
     The library checks header, offsets and length, and maps rather than reads: pages come in as rows are used.
 
-    Raises: CheckpointError if the file is truncated, malformed, or holds numbers of other kinds than `dtypes`.
+    Raises: CheckpointError if the file is truncated, malformed, or holds numbers of a kind not in `dtypes`.
     """
     try:
         with safe_open(path, framework="pt") as file:

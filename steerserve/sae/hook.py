@@ -31,7 +31,7 @@ class Hook:
 def parse_hook(name: str) -> Hook | None:
     """The hook a checkpoint's `hook_name` means, or None where it names no residual stream.
 
-    Reads TransformerLens' names (`blocks.3.hook_resid_post`), our own (`resid_post.3`, see HookPoint.name) and
+    Reads TransformerLens' names (`blocks.3.hook_resid_post`), our own (`resid_post.3`, HookPoint.name) and
     Hugging Face's modules (`model.layers.3`, `transformer.h.3`), whose output is `resid_post`.
     """
     if match := _TRANSFORMER_LENS.fullmatch(name):

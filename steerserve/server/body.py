@@ -1,4 +1,4 @@
-"""`steering` in a request's body: found without decoding the bodies that have none, and taken out of those that do."""
+"""`steering` in a body: found without decoding the bodies that have none, taken out of those that do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from steerserve.errors import RequestError, RouteError
 from steerserve.spec import MAX_JSON_CHARS
 
-__all__ = ["check_form", "take_steering"]
+__all__ = ["take_steering"]
 
 FIELD = "steering"
 
@@ -18,9 +18,7 @@ FIELD = "steering"
 def _spelled(name: str) -> str:
     """A pattern of every way to write a name in a JSON string: each letter may be escaped."""
     digits = (f"{ord(letter):04x}" for letter in name)
-    return "".join(
-        rf"(?:{letter}|\\u(?i:{code}))" for letter, code in zip(name, digits, strict=True)
-    )
+    return "".join(rf"(?:{letter}|\\u(?i:{code}))" for letter, code in zip(name, digits, strict=True))
 
 
 _KEY = re.compile(f'"{_spelled(FIELD)}"'.encode())
@@ -35,11 +33,15 @@ class _Repeated(dict[str, Any]):
     keys_again: frozenset[str]
 
 
-def take_steering(body: bytes) -> tuple[object, dict[str, Any]] | None:
+def take_steering(body: bytes, content_type: str = "") -> tuple[object, dict[str, Any]] | None:
     """The value of a JSON body's top-level `steering`, and the body without it; None where there is none.
 
-    Raises: RequestError if the body mentions the key but is not JSON, names it twice, or repeats a key inside it.
+    Raises: RequestError if the body mentions the key but is not JSON, or repeats it or a key inside it;
+        RouteError if it is a multipart form with such a field, which no route reads.
     """
+    if content_type.lower().startswith("multipart/"):
+        _check_form(body)
+        return None
     mentioned = _KEY.search(body) is not None
     # A NUL byte means UTF-16 or UTF-32, which the server's own parser accepts too.
     if not mentioned and b"\0" not in body:
@@ -55,18 +57,14 @@ def take_steering(body: bytes) -> tuple[object, dict[str, Any]] | None:
     if isinstance(document, _Repeated) and FIELD in document.keys_again:
         raise RequestError(f"expected `{FIELD}` once, got it twice")
     value = document.pop(FIELD)
-    _check_keys(value)
     if len(body) > MAX_JSON_CHARS:
         _check_size(value)
+    _check_keys(value)
     return value, document
 
 
-def check_form(body: bytes, content_type: str) -> None:
-    """Refuse a multipart form that has a `steering` field: no form route carries one.
-
-    Raises: RouteError.
-    """
-    if content_type.lower().startswith("multipart/") and _FORM_FIELD.search(body):
+def _check_form(body: bytes) -> None:
+    if _FORM_FIELD.search(body):
         raise RouteError("expected no `steering` in a form, which cannot carry it", reason="route")
 
 
@@ -74,7 +72,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) == len(pairs):
         return found
-    marked, seen, again = _Repeated(found), set(), set()
+    marked = _Repeated(found)
+    seen: set[str] = set()
+    again: set[str] = set()
     for key, _ in pairs:
         (again if key in seen else seen).add(key)
     marked.keys_again = frozenset(again)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,7 +61,7 @@ class Capture:
         """The forward pass is over."""
         self._kept = None
 
-    def close(self) -> Path:
-        """Write what is buffered and the index; returns the folder."""
+    def close(self) -> int:
+        """Write what is buffered and the index; returns how many activations there are."""
         self._writer.close()
-        return self._writer.folder
+        return len(self._writer)

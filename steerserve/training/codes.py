@@ -64,7 +64,7 @@ def batch_top_k(pre: Tensor, count: int) -> Codes:
     """The `count` largest positive entries of a batch (all positive ones, where there are fewer).
 
     A threshold from a sample leaves few candidates, and the exact selection is made among those: the result
-    is that of `pre.flatten().topk(count)`, at a tenth of the cost. Ties with the smallest kept entry are kept.
+    is that of `pre.flatten().topk(count)`, at a tenth of the cost. Ties with the smallest kept entry stay.
 
     Args: pre: [B, F] float32, contiguous.
     Source: Bussmann et al. 2024, arXiv:2412.06410.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -33,7 +33,8 @@ def train_folder(
 
     A run that was killed goes on from its checkpoint beside `out` when it is started again.
 
-    Raises: ConfigError if `out` exists or a setting does not fit the harvest; CheckpointError if a shard is bad.
+    Raises: ConfigError if `out` exists or a setting does not fit the harvest; CheckpointError if a shard is
+        damaged.
     """
     if out.exists():
         raise ConfigError(f"expected a new folder to write, {out} exists")
@@ -74,15 +75,14 @@ def train(shards: Path, out: Path, **values: Any) -> None:
 
 def _with_settings() -> tuple[inspect.Signature, dict[str, Any]]:
     """The command's signature: every setting becomes an option, with its description as the help."""
-    paths = [
-        ("shards", Annotated[Path, typer.Argument(help="Folder of activation shards.")]),
-        ("out", Annotated[Path, typer.Argument(help="New folder for the SAE.")]),
+    given: list[tuple[str, Any, Any]] = [
+        ("shards", Path, typer.Argument(help="Folder of activation shards.")),
+        ("out", Path, typer.Argument(help="New folder for the SAE.")),
     ]
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    parameters = [inspect.Parameter(name, kind, annotation=hint) for name, hint in paths]
     for name, info in TrainSettings.model_fields.items():
-        hint = Annotated[info.annotation, typer.Option(help=info.description)]
-        parameters.append(inspect.Parameter(name, kind, default=info.default, annotation=hint))
+        given.append((name, info.annotation, typer.Option(info.default, help=info.description)))
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(name, kind, default=d, annotation=hint) for name, hint, d in given]
     return inspect.Signature(parameters), {item.name: item.annotation for item in parameters}
 
 

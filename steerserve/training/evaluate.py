@@ -113,7 +113,7 @@ class DetectorCounts:
         self._true += holds.sum(0, dtype=torch.float64)
 
     def scores(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Precision, recall and F1, [F, L] float64 each; 0 where a feature never fired or a label never held."""
+        """Precision, recall and F1, [F, L] float64 each; 0 where a feature or a label never occurred."""
         precision = self._both / self._fired.clamp(min=1)
         recall = self._both / self._true.clamp(min=1)
         f1 = 2 * self._both / (self._fired + self._true).clamp(min=1)

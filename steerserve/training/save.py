@@ -16,7 +16,7 @@ from steerserve.sae.manifest import STATS, HookEntry
 
 from .evaluate import Evaluation, evaluate
 from .settings import TrainSettings
-from .shards import ShardHeader
+from .shard_file import ShardHeader
 from .trainer import Trained
 
 __all__ = ["save_inference_sae", "save_trained"]

@@ -60,7 +60,7 @@ class TrainSettings(BaseModel):
         return self.dead_after if self.dead_after is not None else min(10_000_000, max(1, self.tokens // 50))
 
     def lr_at(self, step: int) -> float:
-        """Learning rate of step `step`, counted from 0: linear warm-up, then flat, linear decay over the last fifth."""
+        """Learning rate of step `step`, from 0 on: linear warm-up, flat, linear decay over the last fifth."""
         warm_up = min(self.warm_up, self.steps // 10)
         up = (step + 1) / (warm_up + 1) if step < warm_up else 1.0
         down = (self.steps - step) / (0.2 * self.steps)

@@ -9,47 +9,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from steerserve.errors import CheckpointError, ConfigError
-from steerserve.sae.files import FLOATS, inside, map_safetensors, read_json
+from steerserve.sae.files import inside, read_json
 from steerserve.sae.hook import Hook, parse_hook
 from steerserve.sae.manifest import HookEntry, ModelEntry
 
+from .shard_file import COLUMNS, DTYPES, Rows, ShardHeader, open_shard, shard_name
 from .shuffle import shuffled_batches
 
-__all__ = ["Rows", "ShardHeader", "ShardReader", "ShardWriter"]
+__all__ = ["ShardReader", "ShardWriter"]
 
 INDEX = "index.json"
-_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-_KINDS = (*FLOATS, torch.int32)
-_COLUMNS = ("tokens", "sequence", "position")
-
-
-class ShardHeader(BaseModel):
-    """What all shards of a folder have in common; stored in each, so that any prefix can be read."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    format: Literal[1] = 1
-    d_in: Annotated[int, Field(gt=0)]
-    dtype: Literal["bfloat16", "float32"]
-    hook: HookEntry
-    model: ModelEntry
-
-
-class Rows(NamedTuple):
-    """n harvested tokens: activations [n, d_in]; int32 [n] token ids, sequence numbers and positions."""
-
-    activations: Tensor
-    tokens: Tensor
-    sequence: Tensor
-    position: Tensor
 
 
 @dataclass
@@ -86,8 +62,8 @@ class ShardWriter:
             model=ModelEntry(name=self.model, sha256=self.model_sha256),
         )
         self._buffer = Rows(
-            torch.empty(self.rows_per_shard, self.d_in, dtype=_DTYPES[self.dtype]),
-            *(torch.empty(self.rows_per_shard, dtype=torch.int32) for _ in _COLUMNS),
+            torch.empty(self.rows_per_shard, self.d_in, dtype=DTYPES[self.dtype]),
+            *(torch.empty(self.rows_per_shard, dtype=torch.int32) for _ in COLUMNS),
         )
         self._filled = 0
         self._shards: list[dict[str, int | str]] = []
@@ -107,7 +83,7 @@ class ShardWriter:
         count = activations.shape[0]
         if tuple(activations.shape) != (count, self.d_in):
             raise ConfigError(f"expected activations [n, {self.d_in}], got {list(activations.shape)}")
-        for name, column in zip(_COLUMNS, rows[1:], strict=True):
+        for name, column in zip(COLUMNS, rows[1:], strict=True):
             if tuple(column.shape) != (count,):
                 raise ConfigError(f"expected `{name}` of shape [{count}], got {list(column.shape)}")
         if not torch.isfinite(activations).all():
@@ -139,7 +115,7 @@ class ShardWriter:
             self.close()
 
     def _flush(self) -> None:
-        name = _shard_name(len(self._shards))
+        name = shard_name(len(self._shards))
         part = self.folder / f".{name}.{os.getpid()}"
         columns = {key: value[: self._filled] for key, value in self._buffer._asdict().items()}
         save_file(columns, part, {"header": self._header.model_dump_json()})
@@ -163,7 +139,7 @@ class ShardReader:
         self._shards: list[Rows] = []
         self._starts = [0]
         for name in names:
-            rows, header = _open_shard(self.folder, name)
+            rows, header = open_shard(self.folder, name)
             if self._shards and header != self.header:
                 raise CheckpointError("expected a shard of the same harvest", path=self.folder / name)
             self.header = header
@@ -202,7 +178,7 @@ class ShardReader:
         for piece in self._pieces(start, stop):
             # A NaN or infinity always spoils the sum; finite rows cannot overflow it in float64.
             if not torch.isfinite(piece.activations.sum(dtype=torch.float64)):
-                path = self.folder / _shard_name(bisect_right(self._starts, start) - 1)
+                path = self.folder / shard_name(bisect_right(self._starts, start) - 1)
                 raise CheckpointError("expected finite activations, got NaN or infinity", path=path)
             pieces.append(piece.activations)
             start += len(piece.activations)
@@ -232,29 +208,10 @@ class ShardReader:
             shards = read_json(path).get("shards")
             if not isinstance(shards, list):
                 raise CheckpointError("expected a list `shards`", path=path)
-            names = [_shard_name(number) for number in range(len(shards))]
+            names = [shard_name(number) for number in range(len(shards))]
         else:
             found = {path.name for path in self.folder.glob("shard-*.safetensors")}
-            names = [_shard_name(number) for number in range(len(found)) if _shard_name(number) in found]
+            names = [shard_name(number) for number in range(len(found)) if shard_name(number) in found]
         if not names:
             raise CheckpointError("expected activation shards, found none", path=self.folder)
         return names
-
-
-def _shard_name(number: int) -> str:
-    return f"shard-{number:05d}.safetensors"
-
-
-def _open_shard(folder: Path, name: str) -> tuple[Rows, ShardHeader]:
-    path = inside(folder, name)
-    tensors, metadata = map_safetensors(path, _KINDS)
-    try:
-        header = ShardHeader.model_validate_json(metadata.get("header", ""))
-        rows = Rows(**tensors)
-    except (ValidationError, TypeError) as error:
-        raise CheckpointError(f"expected an activation shard: {error}", path=path) from None
-    count = rows.tokens.shape[0]
-    if tuple(rows.activations.shape) != (count, header.d_in):
-        message = f"expected shape [{count}, {header.d_in}], got {list(rows.activations.shape)}"
-        raise CheckpointError(message, path=path, tensor="activations")
-    return rows, header

@@ -37,7 +37,6 @@ def load_state(path: Path, identity: str) -> dict[str, Tensor]:
     """
     tensors, metadata = map_safetensors(path, _KINDS)
     if metadata.get("identity") != identity:
-        raise ConfigError(
-            f"expected a checkpoint of this run, {path} is of other settings or data: remove it, or train elsewhere"
-        )
+        message = f"expected a checkpoint of this run, {path} is of other settings or data"
+        raise ConfigError(f"{message}: remove it, or train into another folder")
     return tensors

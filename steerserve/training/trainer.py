@@ -1,4 +1,4 @@
-"""The training loop: batches in, parameters out, and a checkpoint on the way that a killed run goes on from."""
+"""The training loop: batches in, parameters out, and a checkpoint that a killed run goes on from."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _REPORT_EVERY = 10
 class Trained:
     """A finished run: parameters in the units of the normalised input scale·x.
 
-    Attributes: threshold: the inference threshold θ, in the same units. scale: what the input is multiplied by.
+    Attributes: threshold: the inference threshold θ, in the same units. scale: the input's factor.
     """
 
     parameters: Parameters
@@ -76,10 +76,10 @@ def train(
 
     Args:
         reader: the harvest. settings: how to train.
-        checkpoint: a file written every `checkpoint_every` steps; where it exists, the run goes on from it and
-            ends as it would have without the interruption.
+        checkpoint: a file written every `checkpoint_every` steps; where it exists, the run goes on from it
+            and ends as it would have without the interruption.
         report: called every ten steps and after the last.
-    Raises: ConfigError if there are too few rows, the checkpoint belongs to another run, or the loss diverges.
+    Raises: ConfigError if there are too few rows, the checkpoint is of another run, or the loss diverges.
     """
     rows = len(reader) - settings.held_out
     if rows < settings.batch_size:
@@ -94,7 +94,7 @@ def train(
     epochs = -(-settings.steps // (rows // settings.batch_size))
     batches = reader.shuffled_batches(settings.batch_size, settings.seed, epochs, rows=rows, skip=run.done)
     while run.done < settings.steps:
-        x = next(batches).float().mul_(run.scale)
+        x = next(batches).float() * run.scale
         step = _advance(run, x, settings)
         if run.done % _REPORT_EVERY == 0 or run.done == settings.steps:
             report(_progress(run, step, x, settings))
@@ -131,7 +131,8 @@ def _advance(run: _Run, x: Tensor, settings: TrainSettings) -> Step:
     run.optimizer.step()
     decoder /= decoder.norm(dim=-1, keepdim=True)
     run.silent = torch.where(step.fired, 0, run.silent + len(x))
-    rate = _THRESHOLD_RATE if run.done else 1.0
+    # The last hundred steps, or the last tenth of a run that is still short.
+    rate = max(_THRESHOLD_RATE, 10 / (run.done + 10))
     run.threshold += rate * (step.smallest - run.threshold)
     run.done += 1
     return step

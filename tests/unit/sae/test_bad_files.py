@@ -99,7 +99,7 @@ def test_a_tensor_that_is_not_understood_is_refused(make: Make) -> None:
 def test_integer_weights_are_refused(make: Make) -> None:
     _, folder = make("standard")
     _change(folder, b_enc=torch.zeros(D_SAE, dtype=torch.int8))
-    with pytest.raises(CheckpointError, match="got torch.int8"):
+    with pytest.raises(CheckpointError, match=r"got torch\.int8"):
         open_sae(folder)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ from steerserve.sae import Hook, open_sae
 D_IN, D_SAE = 12, 40
 
 
-def _params() -> dict[str, np.ndarray]:
+def _params() -> dict[str, Any]:
     random = np.random.default_rng(0)
-    shapes = {
+    shapes: dict[str, Any] = {
         "W_enc": (D_IN, D_SAE),
         "W_dec": (D_SAE, D_IN),
         "b_enc": D_SAE,
@@ -50,7 +51,8 @@ def test_params_are_read_by_the_published_formula(folder: Path) -> None:
 def test_arrays_in_fortran_order_are_read(folder: Path) -> None:
     params = _params()
     before = open_sae(folder).rows([3])
-    np.savez(folder / "params.npz", **{name: np.asfortranarray(value) for name, value in params.items()})
+    turned: dict[str, Any] = {name: np.asfortranarray(value) for name, value in params.items()}
+    np.savez(folder / "params.npz", **turned)
     assert torch.equal(open_sae(folder).rows([3]).encoder, before.encoder)
 
 

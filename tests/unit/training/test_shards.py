@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,8 +21,9 @@ def _rows(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.T
     return torch.randn(count, D), numbers, numbers // 7, numbers % 7
 
 
-def _writer(folder: Path, **settings: object) -> ShardWriter:
-    return ShardWriter(folder, D, HOOK, "demo", **{"rows_per_shard": 10, "dtype": "float32", **settings})
+def _writer(folder: Path, **settings: Any) -> ShardWriter:
+    given: dict[str, Any] = {"rows_per_shard": 10, "dtype": "float32", **settings}
+    return ShardWriter(folder, D, HOOK, "demo", **given)
 
 
 @pytest.mark.parametrize("pieces", [[35], [1] * 35, [10, 10, 10, 5], [3, 29, 0, 3]])

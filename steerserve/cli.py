@@ -1,0 +1,146 @@
+"""The `steerserve` command: serve, harvest, train."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from .config import SteerserveConfig, parse_config
+from .errors import ConfigError, SteerserveError
+from .sae import open_sae, read_direction
+from .training.command import train
+
+__all__ = ["app", "main", "serve_command"]
+
+PLUGIN = "steerserve"
+
+app = typer.Typer(
+    help="Steer language models by the features of sparse autoencoders, inside stock vLLM.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@app.command(context_settings=_PASS_ON)
+def serve(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="Model folder or name, as `vllm serve` takes it.")],
+    sae: Annotated[
+        list[str] | None, typer.Option(help="An SAE to serve, NAME=PATH. May be given several times.")
+    ] = None,
+    direction: Annotated[
+        list[str] | None, typer.Option(help="A direction to serve, NAME=PATH. May be given several times.")
+    ] = None,
+    max_interventions: Annotated[
+        int, typer.Option(min=1, max=64, help="The most interventions one request may carry.")
+    ] = 16,
+) -> None:
+    """Serve MODEL over the OpenAI API with steering: `vllm serve` with the plugin.
+
+    Every option that is not listed here goes to `vllm serve` unchanged.
+    """
+    ours = {
+        "saes": [_named(value, "--sae") for value in sae or []],
+        "directions": [_named(value, "--direction") for value in direction or []],
+        "max_interventions": max_interventions,
+    }
+    command, environment = serve_command(model, ours, context.args)
+    os.execvpe(command[0], command, environment)
+
+
+@app.command(context_settings=_PASS_ON)
+def harvest(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="Model folder or name, as vLLM takes it.")],
+    corpus: Annotated[Path, typer.Argument(help="Text: a .jsonl with a `text` field, or a .txt, a line each.")],
+    out: Annotated[Path, typer.Argument(help="New folder for the activation shards.")],
+    layer: Annotated[int, typer.Option(min=0, help="Decoder layer whose residual stream is kept.")],
+    hook: Annotated[str, typer.Option(help="resid_post or resid_pre of that layer.")] = "resid_post",
+) -> None:
+    """Keep the residual stream of MODEL on a corpus, captured through vLLM at the hook that serving steers.
+
+    Options that are not listed here are vLLM engine arguments (--max-model-len 1024 --dtype float32 …).
+    """
+    command = [sys.executable, "-m", "steerserve_vllm.harvest", model, str(corpus), str(out)]
+    command += ["--layer", str(layer), "--hook", hook, *context.args]
+    os.execvpe(command[0], command, _environment())
+
+
+app.command()(train)
+
+
+def serve_command(model: str, ours: dict[str, Any], rest: list[str]) -> tuple[list[str], dict[str, str]]:
+    """The `vllm serve` command line and its environment.
+
+    Args:
+        ours: the `steerserve` part of the additional config.
+        rest: everything for `vllm serve`; an `--additional-config` among it is merged.
+    Raises: ConfigError or CheckpointError if something named cannot be served.
+    """
+    given, rest = _take_additional_config(rest)
+    additional = {**given, "steerserve": {**given.get("steerserve", {}), **_without_empty(ours)}}
+    config = parse_config(additional)
+    assert config is not None
+    _check_files(config)
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model]
+    return [*command, "--additional-config", json.dumps(additional), *rest], _environment()
+
+
+def main() -> None:
+    """Run the command; a mistake of the user's is one line on stderr and exit code 2."""
+    try:
+        app()
+    except SteerserveError as error:
+        Console(stderr=True, soft_wrap=True).print(f"steerserve: {error}", style="red", highlight=False, markup=False)
+        sys.exit(2)
+
+
+def _named(value: str, option: str) -> dict[str, str]:
+    name, equals, path = value.partition("=")
+    if not (name and equals and path):
+        raise ConfigError(f"expected {option} NAME=PATH, got {value!r}")
+    return {"name": name, "path": str(Path(path).absolute())}
+
+
+def _without_empty(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if value != []}
+
+
+def _take_additional_config(rest: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Split `--additional-config JSON` off the arguments, in either of its spellings."""
+    for i, argument in enumerate(rest):
+        flag, equals, value = argument.partition("=")
+        if flag not in ("--additional-config", "--additional_config"):
+            continue
+        width = 1 if equals else 2
+        text = value if equals else "".join(rest[i + 1 : i + 2])
+        try:
+            given = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"expected --additional-config to be JSON: {error}") from None
+        if not isinstance(given, dict):
+            raise ConfigError("expected --additional-config to be a JSON object")
+        return given, rest[:i] + rest[i + width :]
+    return {}, rest
+
+
+def _check_files(config: SteerserveConfig) -> None:
+    """Open what is named before vLLM starts, which takes its time: a typo should not."""
+    for sae in config.saes:
+        open_sae(sae.path)
+    for direction in config.directions:
+        read_direction(direction.path)
+
+
+def _environment() -> dict[str, str]:
+    named = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name]
+    plugins = named if PLUGIN in named else [*named, PLUGIN]
+    return {**os.environ, "VLLM_PLUGINS": ",".join(plugins)}

@@ -1,0 +1,63 @@
+"""Engines are costly to start: one at a time, shared by every test that can use it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from steerserve.sae import Direction, Hook, write_direction
+from tests.support.engine import Engine, start_engine
+from tests.support.models import D_MODEL, make_model
+from tests.support.saes import make_sae
+
+os.environ.setdefault("VLLM_PLUGINS", "steerserve")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
+
+
+@pytest.fixture(scope="session")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """SAEs of every architecture at several hook points, and a direction."""
+    folder = tmp_path_factory.mktemp("assets")
+    unit = torch.nn.functional.normalize(torch.randn(D_MODEL, generator=torch.Generator().manual_seed(5)), dim=0)
+    write_direction(folder / "north.safetensors", Direction("north", unit, Hook(2, "resid_post")))
+    return {
+        "saes": {
+            "std": (make_sae(folder / "std", "standard", 1, seed=1), 2),
+            "jump": (make_sae(folder / "jump", "jumprelu", 2, seed=2), 3),
+            "gate": (make_sae(folder / "gate", "gated", 2, seed=3), 3),
+            "batch": (make_sae(folder / "batch", "batchtopk", 3, seed=4), 4),
+            "first": (make_sae(folder / "first", "standard", 0, seed=6, site="resid_pre"), 0),
+        },
+        "directions": {"north": (unit, 3)},
+        "direction_files": {"north": folder / "north.safetensors"},
+    }
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folders of the small models, made when first asked for."""
+    folder = tmp_path_factory.mktemp("models")
+
+    def model(family: str) -> Path:
+        path = folder / family
+        return path if path.exists() else make_model(path, family)
+
+    return model
+
+
+@pytest.fixture(scope="module")
+def engine(
+    request: pytest.FixtureRequest, models: Callable[[str], Path], assets: dict[str, Any]
+) -> Iterator[Engine]:
+    """An engine with everything served; parametrised indirectly by {"family": …, further LLM arguments}."""
+    options = dict(getattr(request, "param", {"family": "llama"}))
+    running = start_engine(models(options.pop("family")), assets, **options)
+    yield running
+    running.stop()

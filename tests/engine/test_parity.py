@@ -1,0 +1,116 @@
+"""The served model against HF transformers with hooks and SAELens' encode and decode, in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.engine import Engine, random_prompts
+
+SAES = ["std", "jump", "gate", "batch", "first"]
+OPS: list[dict[str, Any]] = [
+    {"op": "clamp", "value": 6.0},
+    {"op": "ablate"},
+    {"op": "scale", "value": -2.5},
+    {"op": "add", "value": 3.0},
+    {"op": "at_least", "value": 4.0},
+    {"op": "at_most", "value": 0.5},
+]
+WHERE: list[dict[str, Any]] = [
+    {"phase": "prompt"},
+    {"phase": "generation"},
+    {"start": 3, "stop": 9},
+    {"start": -4},
+    {"phase": "generation", "start": 2, "stop": 5},
+    {"phase": "prompt", "stop": -2},
+    {"positions": [1, 4, -1, 40]},
+    {"tokens": list(range(3, 120))},
+    {"tokens": list(range(3, 200)), "positions": [2], "exclude_tokens": [5, 6, 7, 8, 9, 10, 11, 12]},
+    {"exclude_positions": [-1, 2, 3], "exclude_tokens": list(range(100, 160))},
+    {"special_tokens": True},
+    {"special_tokens": True, "positions": [0]},
+]
+
+
+def _every_op() -> list[list[dict[str, Any]]]:
+    return [[{"sae": sae, "feature": 7 + i, **op}] for sae in SAES for i, op in enumerate(OPS)]
+
+
+def _windows() -> list[list[dict[str, Any]]]:
+    return [[{"sae": "jump", "feature": 3, "op": "clamp", "value": 9.0, "where": w}] for w in WHERE]
+
+
+def _conditions() -> list[list[dict[str, Any]]]:
+    base = {"sae": "jump", "feature": 11, "op": "add", "value": 5.0}
+    return [
+        [{**base, "only_if_active": True}],
+        [{**base, "when": {"feature": 12, "above": 0.5}}],
+        [{**base, "when": {"feature": 12, "below": 0.5}}],
+        [{**base, "when": [{"feature": 12, "above": 0.1}, {"sae": "gate", "feature": 5, "below": 2.0}]}],
+        [{**base, "when": {"feature": 14, "above": 0.5, "below": 4.0}, "where": {"phase": "generation"}}],
+    ]
+
+
+def _together() -> list[list[dict[str, Any]]]:
+    direction = {"direction": "north", "value": 4.0}
+    return [
+        [{**direction, "op": "add"}],
+        [{"direction": "north", "op": "ablate"}],
+        [{**direction, "op": "clamp", "only_if_active": True}],
+        [{"sae": sae, "feature": f, "op": "clamp", "value": 3.0} for sae in SAES for f in (1, 2, 3)],
+        [
+            {"sae": "gate", "feature": 9, "op": "scale", "value": 3.0},
+            {"sae": "jump", "feature": 9, "op": "ablate"},
+            {"direction": "north", "op": "at_most", "value": -1.0},
+        ],
+        [],
+    ]
+
+
+# Shorter than a block, and longer than three prefill chunks.
+LENGTHS = [1, 5, 12, 17, 33, 60, 110, 150]
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        {"family": "llama", "enforce_eager": False},
+        {"family": "gemma2"},
+        {"family": "gpt2"},
+        {"family": "qwen3"},
+    ],
+    indirect=True,
+    ids=lambda options: options["family"],
+)
+class TestParity:
+    def test_every_op_architecture_window_and_condition_matches_a_hook_with_saelens(
+        self, engine: Engine
+    ) -> None:
+        steering = [*_every_op(), *_windows(), *_conditions(), *_together()]
+        prompts = random_prompts(len(steering), LENGTHS, seed=1)
+        replies = engine.generate(prompts, steering)
+        worst = engine.check(prompts, steering, replies)
+        print(f"\nlargest logprob difference: {worst:.2e} over {len(steering)} plans")
+
+    def test_an_unsteered_request_beside_steered_ones_does_not_change(self, engine: Engine) -> None:
+        prompts = random_prompts(24, LENGTHS, seed=2)
+        plans = [*_every_op(), *_together()]
+        mixed = [plans[i] if i % 2 else None for i in range(len(prompts))]
+        engine.llm.reset_prefix_cache()
+        alone = engine.generate(prompts, [None] * len(prompts))
+        engine.llm.reset_prefix_cache()
+        beside = engine.generate(prompts, mixed)
+        changed = sum(a.tokens != b.tokens for a, b in zip(alone[1::2], beside[1::2], strict=True))
+        assert changed >= 6, "the steered neighbours must really have been steered"
+        for before, after in zip(alone[::2], beside[::2], strict=True):
+            assert before.tokens == after.tokens
+            assert before.logprobs == pytest.approx(after.logprobs, abs=1e-5)
+
+    def test_operations_that_change_nothing_leave_the_tokens_alone(self, engine: Engine) -> None:
+        prompts = random_prompts(12, LENGTHS, seed=3)
+        nothing = [{"op": "scale", "value": 1.0}, {"op": "add", "value": 0.0}, {"op": "at_least", "value": 0.0}]
+        plans = [[{"sae": SAES[i % 5], "feature": i, **nothing[i % 3]}] for i in range(len(prompts))]
+        plain = engine.generate(prompts, [None] * len(prompts))
+        steered = engine.generate(prompts, plans)
+        assert [r.tokens for r in plain] == [r.tokens for r in steered]

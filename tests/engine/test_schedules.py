@@ -1,0 +1,76 @@
+"""Schedules that recompute, reject or split tokens: steering means the same under all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.engine import Engine, random_prompts
+
+PLAN: list[dict[str, Any]] = [
+    {"sae": "jump", "feature": 3, "op": "clamp", "value": 4.0},
+    {"sae": "std", "feature": 4, "op": "add", "value": 2.0, "where": {"phase": "generation"}},
+]
+
+
+def _counts(engine: Engine, tickets: list[str]) -> list[list[int]]:
+    tallies = engine.collect(*tickets)["tallies"]
+    return [[row[1] + row[2] for row in sorted(tallies[ticket])] for ticket in tickets]
+
+
+def _counter(engine: Engine, name: str) -> float:
+    return sum(metric.value for metric in engine.llm.get_metrics() if metric.name == name)
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [{"family": "llama", "num_gpu_blocks_override": 14, "disable_log_stats": False}],
+    indirect=True,
+    ids=["scarce-cache"],
+)
+def test_preempted_and_resumed_requests_are_steered_and_counted_once(engine: Engine) -> None:
+    prompts = random_prompts(8, [60], seed=41)
+    tickets = [f"p{i}" for i in range(8)]
+    replies = engine.generate(prompts, [PLAN] * 8, tickets, max_tokens=60)
+    assert _counter(engine, "vllm:num_preemptions") > 0
+    engine.check(prompts, [PLAN] * 8, replies)
+    # 60 ordinary prompt tokens and 59 fed back; generation starts at the last prompt token.
+    assert _counts(engine, tickets) == [[60 + 59, 1 + 59]] * 8
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        {
+            "family": "llama",
+            "disable_log_stats": False,
+            "speculative_config": {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2},
+        }
+    ],
+    indirect=True,
+    ids=["ngram"],
+)
+def test_speculated_tokens_are_steered_and_rejected_ones_not_counted(engine: Engine) -> None:
+    pattern = [5, 6, 7, 8, 9, 10]
+    prompts = [[0, *pattern * 6], [0, *reversed(pattern * 5)]]
+    tickets = ["s0", "s1"]
+    replies = engine.generate(prompts, [PLAN] * 2, tickets, max_tokens=40)
+    assert _counter(engine, "vllm:spec_decode_num_draft_tokens") > 0
+    engine.check(prompts, [PLAN] * 2, replies)
+    for (whole, generated), prompt in zip(_counts(engine, tickets), prompts, strict=True):
+        # What the last step accepted beyond the last reply token is not known to the worker: at most its drafts.
+        assert len(prompt) - 1 + 39 - 3 <= whole <= len(prompt) - 1 + 39
+        assert whole - generated == len(prompt) - 2
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [{"family": "llama", "tensor_parallel_size": 2}, {"family": "llama", "pipeline_parallel_size": 2}],
+    indirect=True,
+    ids=["tp2", "pp2"],
+)
+def test_two_ranks_serve_what_one_does(engine: Engine) -> None:
+    prompts = random_prompts(6, [10, 60, 110], seed=42)
+    plans = [PLAN, None, PLAN[:1], None, PLAN[1:], PLAN]
+    engine.check(prompts, plans, engine.generate(prompts, plans))

@@ -1,0 +1,189 @@
+"""One real server for the whole folder: a tiny random Llama, an SAE made by SAELens, and a direction."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from openai import OpenAI
+
+from steerserve.sae import Direction, Hook, Label, Manifest, write_direction, write_manifest
+from steerserve.sae.manifest import HookEntry, ModelEntry
+from tests.support.models import D_MODEL, make_model
+from tests.support.saes import D_SAE, make_sae
+
+KEY = "let-me-in"
+LAYER = 1
+START_SECONDS = 180
+# `vllm serve` asks for a distribution named "vllm", which the CPU build is not.
+VLLM_SERVE = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry"]
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server. `http` and `openai` are clients that hold its key."""
+
+    url: str
+    log: Path
+    process: subprocess.Popen[bytes]
+    http: httpx.Client
+    openai: OpenAI
+
+    def post(self, path: str, body: Any, **kwargs: Any) -> httpx.Response:
+        return self.http.post(path, json=body, **kwargs)
+
+    def metrics(self) -> dict[str, float]:
+        """Every sample of /metrics, by name and labels as they are written there."""
+        lines = self.http.get("/metrics").text.splitlines()
+        pairs = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
+        return {name: float(value) for name, value in pairs}
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that have these labels; 0 where there are none."""
+        wanted = [f'{key}="{value}"' for key, value in labels.items()]
+        samples = self.metrics().items()
+        return sum(
+            value
+            for key, value in samples
+            if re.split(r"[{ ]", key)[0] == name and all(label in key for label in wanted)
+        )
+
+    def eventually(self, holds: Callable[[], bool], seconds: float = 30) -> bool:
+        """Whether it holds before the time is over."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if holds():
+                return True
+            time.sleep(0.25)
+        return False
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    log = folder / "log"
+    port = _free_port()
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            _command(folder, port), stdout=out, stderr=out, env=_environment(), start_new_session=True
+        )
+    url = f"http://127.0.0.1:{port}"
+    head = {"authorization": f"Bearer {KEY}"}
+    http = httpx.Client(base_url=url, headers=head, timeout=60)
+    try:
+        _wait(http, process, log)
+        openai = OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=60)
+        yield Server(url, log, process, http, openai)
+    finally:
+        http.close()
+        _stop(process)
+
+
+@pytest.fixture(autouse=True)
+def _log_on_failure(server: Server, request: pytest.FixtureRequest) -> Iterator[None]:
+    failed = request.session.testsfailed
+    alive = server.process.poll() is None
+    yield
+    if request.session.testsfailed > failed or not alive:
+        print(_tail(server.log))
+    assert server.process.poll() is None, "the server died:\n" + _tail(server.log)
+
+
+def _command(folder: Path, port: int) -> list[str]:
+    model = make_model(folder / "model", "llama")
+    config = {"saes": [{"name": "demo", "path": str(_labelled_sae(folder / "sae"))}]}
+    config["directions"] = [{"name": "french", "path": str(_direction(folder / "french.safetensors"))}]
+    flags = {
+        "model": str(model),
+        "served-model-name": "tiny",
+        "host": "127.0.0.1",
+        "port": str(port),
+        "api-key": KEY,
+        "dtype": "float32",
+        "max-model-len": "512",
+        "max-num-seqs": "32",
+        "additional-config": json.dumps({"steerserve": config}),
+    }
+    words = [word for name, value in flags.items() for word in (f"--{name}", value)]
+    return [*VLLM_SERVE, *words, "--enforce-eager", "--enable-scale-out"]
+
+
+def _labelled_sae(folder: Path) -> Path:
+    make_sae(folder, "jumprelu", LAYER)
+    names = ["cfg.json", "sae_weights.safetensors"]
+    files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    manifest = Manifest(
+        model=ModelEntry(name="tiny"),
+        hook=HookEntry(layer=LAYER, site="resid_post"),
+        d_in=D_MODEL,
+        d_sae=D_SAE,
+        architecture="jumprelu",
+        files=files,
+        labels=[Label(feature=7, label="legal", domain="law", f1=0.9), Label(feature=9, label="food")],
+    )
+    write_manifest(folder, manifest)
+    return folder
+
+
+def _direction(path: Path) -> Path:
+    vector = torch.nn.functional.normalize(torch.ones(D_MODEL), dim=0)
+    write_direction(path, Direction("french", vector, Hook(LAYER, "resid_post")))
+    return path
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {
+        "VLLM_PLUGINS": "steerserve",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_NUM_OF_RESERVED_CPU": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+def _wait(http: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            pytest.fail("the server did not start:\n" + _tail(log), pytrace=False)
+        try:
+            if http.get("/health").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.5)
+    pytest.fail(f"no server within {START_SECONDS} s:\n" + _tail(log), pytrace=False)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the process group that was started here, by its id."""
+    for kind in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, kind)
+            process.wait(timeout=20)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(errors="replace")[-6000:]

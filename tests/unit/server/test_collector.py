@@ -1,0 +1,141 @@
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from steerserve.server.collector import ReportCollector
+
+
+def reply(tickets: list[str], *, in_use: int = 0, tokens: int = 0) -> dict[str, Any]:
+    return {
+        "tallies": {ticket: [[["sae:demo", 1], 2, 0, 1.0, 1.0, 1.0, 1.0]] for ticket in tickets},
+        "requests": dict.fromkeys(tickets, 1),
+        "tokens": [["sae:demo", "add", tokens]],
+        "slots": {"in_use": in_use, "capacity": 4},
+    }
+
+
+class Workers:
+    """Answers after `delay` seconds, and remembers what it was asked."""
+
+    def __init__(self, delay: float = 0.0, error: Exception | None = None, in_use: int = 0) -> None:
+        self.delay, self.error, self.in_use = delay, error, in_use
+        self.asked: list[list[str]] = []
+
+    async def __call__(self, tickets: list[str]) -> list[dict[str, Any]]:
+        self.asked.append(tickets)
+        await asyncio.sleep(self.delay)
+        if self.error:
+            raise self.error
+        return [reply(tickets, in_use=self.in_use)]
+
+
+def test_requests_that_end_together_share_one_call() -> None:
+    workers = Workers()
+
+    async def go() -> list[Any]:
+        collector = ReportCollector(workers)
+        return await asyncio.gather(*(collector.collect(str(n)) for n in range(100)))
+
+    tallies = asyncio.run(go())
+    assert all(tally.requests == 1 for tally in tallies)
+    assert [len(batch) for batch in workers.asked] == [100]
+
+
+def test_under_load_there_is_one_call_at_a_time() -> None:
+    workers = Workers(delay=0.02)
+
+    async def one(collector: ReportCollector, n: int) -> Any:
+        await asyncio.sleep(n * 0.0005)
+        return await collector.collect(str(n))
+
+    async def go() -> list[Any]:
+        collector = ReportCollector(workers)
+        return await asyncio.gather(*(one(collector, n) for n in range(200)))
+
+    assert None not in asyncio.run(go())
+    assert len(workers.asked) < 20
+    assert sum(map(len, workers.asked)) == 200
+
+
+def test_workers_that_do_not_answer_delay_a_reply_no_longer_than_the_timeout() -> None:
+    async def go() -> Any:
+        return await ReportCollector(Workers(delay=60), timeout=0.05).collect("a")
+
+    started = time.monotonic()
+    assert asyncio.run(go()) is None
+    assert time.monotonic() - started < 1
+
+
+def test_a_dead_engine_answers_every_waiting_report_with_nothing() -> None:
+    async def go() -> list[Any]:
+        collector = ReportCollector(Workers(error=RuntimeError("the engine died")))
+        first = await asyncio.gather(collector.collect("a"), collector.collect("b"))
+        return [*first, await collector.collect("c")]
+
+    assert asyncio.run(go()) == [None, None, None]
+
+
+def test_a_malformed_answer_is_no_answer() -> None:
+    async def rpc(tickets: list[str]) -> list[dict[str, Any]]:
+        return [{"tallies": 7}]
+
+    async def go() -> Any:
+        return await ReportCollector(rpc).collect("a")
+
+    assert asyncio.run(go()) is None
+
+
+def test_a_caller_that_is_cancelled_disturbs_nobody_else() -> None:
+    async def go() -> Any:
+        collector = ReportCollector(Workers(delay=0.02))
+        leaving = asyncio.create_task(collector.collect("a"))
+        staying = asyncio.create_task(collector.collect("b"))
+        await asyncio.sleep(0.01)
+        leaving.cancel()
+        return await staying
+
+    assert asyncio.run(go()).requests == 1
+
+
+def test_an_abandoned_ticket_is_forgotten_with_the_next_refresh() -> None:
+    workers = Workers()
+
+    async def go() -> None:
+        collector = ReportCollector(workers)
+        collector.start(every=0.01)
+        collector.abandon("gone")
+        await asyncio.sleep(0.1)
+        await collector.stop()
+
+    asyncio.run(go())
+    assert workers.asked == [["gone"]]
+
+
+@pytest.mark.parametrize("in_use", [0, 1])
+def test_the_background_asks_while_slots_are_in_use_and_then_rests(in_use: int) -> None:
+    workers = Workers(in_use=in_use)
+
+    async def go() -> None:
+        collector = ReportCollector(workers)
+        await collector.collect("a")
+        collector.start(every=0.01)
+        await asyncio.sleep(0.08)
+        await collector.stop()
+
+    asyncio.run(go())
+    assert (len(workers.asked) > 2) == bool(in_use)
+
+
+def test_one_of_several_servers_looks_for_what_the_others_admitted() -> None:
+    workers = Workers()
+
+    async def go() -> None:
+        collector = ReportCollector(workers, several_servers=True)
+        collector.start(every=0.01)
+        await asyncio.sleep(0.08)
+        await collector.stop()
+
+    asyncio.run(go())
+    assert len(workers.asked) > 1

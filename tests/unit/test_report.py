@@ -1,0 +1,117 @@
+import json
+from math import inf
+from typing import Any, cast
+
+import pytest
+
+from steerserve.catalog import Catalog, Source
+from steerserve.hookpoint import HookPoint
+from steerserve.plan import Plan, compile_plan
+from steerserve.report import Counts, Reporter, TicketTally, merge_workers
+from steerserve.sae import Sae
+from steerserve.spec import SteeringSpec, parse_spec
+
+NO_WEIGHTS = cast(Sae, None)
+A, B = ["sae:a", 1], ["sae:b", 2]
+
+
+def worker(
+    rows: list[Any], *, requests: int = 1, tokens: int = 0, in_use: int = 1, **place: int
+) -> dict[str, Any]:
+    return {
+        "tallies": {"t": rows},
+        "requests": {"t": requests},
+        "tokens": [["sae:a", "add", tokens]],
+        "slots": {"in_use": in_use, "capacity": 4},
+        **place,
+    }
+
+
+def test_tensor_parallel_ranks_are_not_counted_twice() -> None:
+    row = [A, 3, 1, 6.0, 4.0, 9.0, 5.0]
+    merged = merge_workers([worker([row], tokens=3, tp_rank=0), worker([row], tokens=3, tp_rank=1)])
+    assert merged.tallies["t"] == TicketTally(1, {("sae:a", 1): Counts(3, 1, 6.0, 4.0, 9.0, 5.0)})
+    assert (merged.tokens, merged.slots_in_use, merged.slots_capacity) == ({("sae:a", "add"): 3}, 1, 4)
+
+
+def test_every_pipeline_stage_is_believed_about_its_own_layers() -> None:
+    nothing = [0, 0, 0.0, -inf, 0.0, -inf]
+    first = worker([[A, 3, 0, 6.0, 4.0, 9.0, 5.0], [B, *nothing]], pp_rank=0)
+    second = worker([[A, *nothing], [B, 2, 0, 1.0, 1.0, 2.0, 1.0]], pp_rank=1)
+    rows = merge_workers([first, second]).tallies["t"].rows
+    assert (rows["sae:a", 1].tokens, rows["sae:b", 2].tokens) == (3, 2)
+
+
+def test_replicas_serve_different_requests_and_are_summed() -> None:
+    one = worker([[A, 3, 1, 6.0, 4.0, 9.0, 5.0]], tokens=3, dp_rank=0)
+    two = worker([[A, 1, 0, 1.0, 7.0, 1.0, 2.0]], tokens=9, dp_rank=1)
+    merged = merge_workers([one, two, {}])
+    assert merged.tallies["t"] == TicketTally(2, {("sae:a", 1): Counts(4, 1, 7.0, 7.0, 10.0, 5.0)})
+    assert (merged.tokens["sae:a", "add"], merged.slots_in_use, merged.slots_capacity) == (12, 2, 8)
+
+
+def test_several_engine_requests_of_one_ticket_are_summed() -> None:
+    rows = [[A, 3, 1, 6.0, 4.0, 9.0, 5.0], [A, 2, 0, 1.0, 9.0, 1.0, 1.0]]
+    merged = merge_workers([worker(rows, requests=2)])
+    assert merged.tallies["t"] == TicketTally(2, {("sae:a", 1): Counts(5, 1, 7.0, 9.0, 10.0, 5.0)})
+
+
+def test_no_workers_collect_nothing() -> None:
+    assert merge_workers([]) == merge_workers([{}, {}])
+
+
+@pytest.fixture
+def catalog() -> Catalog:
+    sae = Source("sae:a", "a", HookPoint(1), 16, "f", NO_WEIGHTS, {"legal": (7,), "law": (7,)})
+    french = Source("direction:french", "french", HookPoint(1), 1, "g", NO_WEIGHTS)
+    return Catalog({sae.key: sae, french.key: french}, 4, 8, frozenset(), 16)
+
+
+def compiled(catalog: Catalog, *interventions: dict[str, Any]) -> tuple[SteeringSpec, Plan]:
+    spec = parse_spec({"interventions": list(interventions)})
+    return spec, compile_plan(spec, catalog)
+
+
+def test_a_report_is_in_the_order_of_the_request(catalog: Catalog) -> None:
+    ablate = {"feature": "law", "op": "ablate"}
+    spec, plan = compiled(
+        catalog, ablate, {"feature": 3, "op": "ablate"}, {"direction": "french", "op": "add", "value": 1}
+    )
+    tally = TicketTally(2, {("sae:a", 7): Counts(4, 1, 6.0, 4.0, 0.0, 0.0)})
+    report = Reporter(catalog).report(spec, plan, tally)
+    law, three, french = report["interventions"]
+    assert law == {
+        "sae": "a",
+        "feature": 7,
+        "label": "law",
+        "op": "ablate",
+        "tokens": 4,
+        "tokens_from_cache": 1,
+        "before": {"mean": 1.5, "max": 4.0},
+        "after": {"mean": 0.0, "max": 0.0},
+    }
+    assert (three["feature"], three["tokens"], three["before"], "label" in three) == (3, 0, None, False)
+    assert (french["direction"], "feature" in french) == ("french", False)
+    assert (report["digest"], report["requests"], report["policies"]) == (plan.digest, 2, [])
+
+
+def test_an_index_is_shown_with_its_first_label(catalog: Catalog) -> None:
+    spec, plan = compiled(catalog, {"feature": 7, "op": "ablate"})
+    assert Reporter(catalog).report(spec, plan, None)["interventions"][0]["label"] == "legal"
+
+
+@pytest.mark.parametrize(("requests", "admitted", "incomplete"), [(0, 1, True), (1, 2, True), (4, 2, False)])
+def test_a_report_that_lacks_requests_says_so(
+    catalog: Catalog, requests: int, admitted: int, incomplete: bool
+) -> None:
+    spec, plan = compiled(catalog, {"feature": 7, "op": "ablate"})
+    report = Reporter(catalog).report(spec, plan, TicketTally(requests), admitted=admitted)
+    assert report.get("incomplete", False) is incomplete
+
+
+def test_a_report_is_json_whatever_the_numbers(catalog: Catalog) -> None:
+    spec, plan = compiled(catalog, {"feature": 7, "op": "ablate"})
+    tally = TicketTally(1, {("sae:a", 7): Counts(1, 0, inf, inf, float("nan"), -inf)})
+    report = Reporter(catalog).report(spec, plan, tally)
+    assert report["interventions"][0]["before"] is None
+    assert json.loads(json.dumps(report, allow_nan=False)) == report

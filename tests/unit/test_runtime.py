@@ -1,0 +1,127 @@
+"""The runtime driven by hand, as a model runner would, against a count made by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from steerserve.catalog import Catalog
+from steerserve.plan import Plan, compile_plan
+from steerserve.runtime import Runtime
+from steerserve.spec import parse_spec
+from tests.support.models import D_MODEL, VOCAB
+
+ONE = {"sae": "jump", "feature": 3, "op": "clamp", "value": 2.0}
+
+
+def _plan(catalog: Catalog, **changed: Any) -> Plan:
+    return compile_plan(parse_spec({"interventions": [ONE | changed]}), catalog)
+
+
+def _runtime(catalog: Catalog, requests: int = 4) -> Runtime:
+    return Runtime(catalog, [2, 3], max_requests=requests, max_tokens=64, vocab=VOCAB)
+
+
+def _step(
+    runtime: Runtime, spans: dict[str, tuple[int, int]], drafts: dict[str, int] | None = None
+) -> torch.Tensor:
+    """One forward pass over `spans`: request → (tokens before, tokens now)."""
+    computed = np.array([c for c, _ in spans.values()], dtype=np.int32)
+    scheduled = np.array([n for _, n in spans.values()], dtype=np.int32)
+    speculative = np.array([(drafts or {}).get(r, 0) for r in spans], dtype=np.int32)
+    ids = np.full(int(scheduled.sum()), 9, dtype=np.int32)
+    runtime.begin_step(list(spans), scheduled, computed, ids, speculative)
+    stream = torch.zeros(len(ids), D_MODEL)
+    runtime.steer(3, stream, None)
+    runtime.steer(2, stream, None)
+    runtime.end_step()
+    return stream
+
+
+def _tokens(runtime: Runtime, ticket: str) -> int:
+    return int(runtime.collect([ticket])["tallies"][ticket][0][1])
+
+
+def _add(runtime: Runtime, name: str, plan: Plan, prompt_len: int = 8, computed: int = 0) -> None:
+    runtime.add(name, plan.wire, np.full(prompt_len, 9), name, computed)
+
+
+def test_only_the_tokens_of_steered_requests_change(catalog: Catalog) -> None:
+    runtime = _runtime(catalog)
+    _add(runtime, "a", _plan(catalog))
+    stream = _step(runtime, {"plain": (0, 5), "a": (0, 8), "other": (3, 1)})
+    assert stream.any(dim=1).tolist() == [False] * 5 + [True] * 8 + [False]
+
+
+def test_nothing_is_steered_outside_a_step(catalog: Catalog) -> None:
+    runtime = _runtime(catalog)
+    _add(runtime, "a", _plan(catalog))
+    _step(runtime, {"a": (0, 8)})
+    warm_up = torch.zeros(8, D_MODEL)
+    runtime.steer(3, warm_up, None)
+    assert not warm_up.any()
+
+
+def test_recomputed_tokens_are_counted_once(catalog: Catalog) -> None:
+    runtime = _runtime(catalog)
+    _add(runtime, "a", _plan(catalog))
+    _step(runtime, {"a": (0, 5)})
+    _step(runtime, {"a": (5, 3)})
+    runtime.settle({"a": 0})  # preempted: everything is computed again
+    _step(runtime, {"a": (0, 8)})
+    _step(runtime, {"a": (8, 1)})
+    runtime.remove("a")
+    assert _tokens(runtime, "a") == 9
+
+
+def test_rejected_drafts_are_not_counted_and_accepted_ones_are(catalog: Catalog) -> None:
+    runtime = _runtime(catalog)
+    _add(runtime, "a", _plan(catalog))
+    _step(runtime, {"a": (0, 8)})
+    _step(runtime, {"a": (8, 4)}, drafts={"a": 3})
+    runtime.settle({"a": 10})  # one of three accepted
+    _step(runtime, {"a": (10, 1)})
+    runtime.remove("a")
+    assert _tokens(runtime, "a") == 11
+
+
+def test_a_report_taken_between_steps_does_not_lose_accepted_drafts(catalog: Catalog) -> None:
+    runtime = _runtime(catalog)
+    _add(runtime, "a", _plan(catalog))
+    _step(runtime, {"a": (0, 8)}, drafts={"a": 2})
+    runtime.collect(["somebody else"])
+    runtime.settle({"a": 8})
+    runtime.remove("a")
+    assert _tokens(runtime, "a") == 8
+
+
+def test_a_prompt_read_from_the_cache_is_reported_apart(catalog: Catalog) -> None:
+    runtime = _runtime(catalog)
+    _add(runtime, "a", _plan(catalog, where={"start": 2}), computed=6)
+    _step(runtime, {"a": (6, 2)})
+    row = runtime.collect(["a"])["tallies"]["a"][0]
+    assert row[0] == ["sae:jump", 3]
+    assert row[1:3] == [2, 4]
+
+
+def test_more_plans_than_slots_can_live_as_long_as_they_do_not_run_together(catalog: Catalog) -> None:
+    runtime = _runtime(catalog, requests=2)
+    for i in range(6):
+        _add(runtime, f"r{i}", _plan(catalog, value=float(i)))
+    for i in range(0, 6, 2):
+        stream = _step(runtime, {f"r{i}": (0, 1), f"r{i + 1}": (0, 1)})
+        assert not torch.equal(stream[0], stream[1])
+    for i in range(6):
+        runtime.remove(f"r{i}")
+    assert runtime.collect([])["slots"] == {"in_use": 0, "capacity": 2}
+
+
+def test_totals_count_every_row_by_source_and_op(catalog: Catalog) -> None:
+    runtime = _runtime(catalog)
+    _add(runtime, "a", _plan(catalog))
+    _step(runtime, {"a": (0, 8)})
+    assert runtime.collect([])["tokens"] == [["sae:jump", "clamp", 8]]
+    runtime.remove("a")
+    assert runtime.collect([])["tokens"] == [["sae:jump", "clamp", 8]]
