@@ -21,8 +21,8 @@ def new_ticket() -> str:
 class Carried:
     """The steering of the HTTP request that is being served in this context.
 
-    `admitted` counts the engine requests that took it. Zero after the reply began means that the route never reached
-    admission, and that the reply must not pass for a steered one.
+    `admitted` counts the engine requests that took it. Zero after the reply began means that the route
+    never reached admission, and that the reply must not pass for a steered one.
     """
 
     spec: SteeringSpec

@@ -7,12 +7,11 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from .config import SteerserveConfig
+from .config import DirectionConfig, SaeConfig, SteerserveConfig
 from .errors import CheckpointError, ConfigError, RequestError
 from .hookpoint import HookPoint
-from .sae import Direction, FeatureRows, Sae, open_sae, read_direction
+from .sae import Direction, FeatureRows, Hook, Sae, open_sae, read_direction
 
 __all__ = ["Catalog", "Source", "build_catalog"]
 
@@ -183,9 +182,9 @@ def _check_width(what: str, got: int, d_model: int, path: Path) -> None:
         raise CheckpointError(f"{what}: expected width {d_model}, the model's, got {got}", path=path)
 
 
-def _point(what: str, entry: Any, recorded: Any, n_layers: int) -> HookPoint:
-    layer = entry.layer if entry.layer is not None else getattr(recorded, "layer", None)
-    site = entry.hook or getattr(recorded, "site", None) or "resid_post"
+def _point(what: str, entry: SaeConfig | DirectionConfig, recorded: Hook | None, n_layers: int) -> HookPoint:
+    layer = entry.layer if entry.layer is not None or recorded is None else recorded.layer
+    site = entry.hook or (recorded.site if recorded is not None else "resid_post")
     if layer is None:
         raise ConfigError(f"{what}: expected `layer`, which its own config does not say")
     return HookPoint.of(layer, site, n_layers)

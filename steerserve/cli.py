@@ -60,7 +60,9 @@ def serve(
 def harvest(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="Model folder or name, as vLLM takes it.")],
-    corpus: Annotated[Path, typer.Argument(help="Text: a .jsonl with a `text` field, or a .txt, a line each.")],
+    corpus: Annotated[
+        Path, typer.Argument(help="Text: a .jsonl with a `text` field, or a .txt, a line each.")
+    ],
     out: Annotated[Path, typer.Argument(help="New folder for the activation shards.")],
     layer: Annotated[int, typer.Option(min=0, help="Decoder layer whose residual stream is kept.")],
     hook: Annotated[str, typer.Option(help="resid_post or resid_pre of that layer.")] = "resid_post",
@@ -99,7 +101,9 @@ def main() -> None:
     try:
         app()
     except SteerserveError as error:
-        Console(stderr=True, soft_wrap=True).print(f"steerserve: {error}", style="red", highlight=False, markup=False)
+        Console(stderr=True, soft_wrap=True).print(
+            f"steerserve: {error}", style="red", highlight=False, markup=False
+        )
         sys.exit(2)
 
 

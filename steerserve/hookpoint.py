@@ -14,7 +14,8 @@ Site = Literal["resid_pre", "resid_post"]
 
 @dataclass(frozen=True, order=True)
 class HookPoint:
-    """The residual stream after `index` decoder layers: 0 is the embeddings, `n_layers` the last layer's output.
+    """The residual stream after `index` decoder layers: 0 is the embeddings, `n_layers` the last layer's
+    output.
 
     `resid_pre` of layer L and `resid_post` of layer L−1 are the same tensor, hence the same hook point.
     """

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf
@@ -128,7 +128,7 @@ def _compile_row(intervention: Intervention, catalog: Catalog, at: Sequence[str 
 
 
 # op → (a, c, lo, hi) of f' = min(max(a·f + c, lo), hi)
-_EDITS = {
+_EDITS: dict[str, Callable[[float], tuple[float, float, float, float]]] = {
     "clamp": lambda v: (0.0, v, -inf, inf),
     "ablate": lambda v: (0.0, 0.0, -inf, inf),
     "scale": lambda v: (v, 0.0, -inf, inf),
@@ -179,5 +179,6 @@ def _digest(rows: Sequence[Row], catalog: Catalog) -> str:
 
 
 def _row_from_wire(wire: Sequence[Any]) -> Row:
-    *fields, gates, window = wire
-    return Row(*fields, tuple(Gate(*gate) for gate in gates), Window.from_wire(window))
+    point, source, feature, op, a, c, lo, hi, gates, window = wire
+    own = tuple(Gate(*gate) for gate in gates)
+    return Row(point, source, feature, op, a, c, lo, hi, own, Window.from_wire(window))

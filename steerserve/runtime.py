@@ -1,7 +1,7 @@
 """Steering inside a worker: from the requests of a step to what the op at the layer reads.
 
-Knows nothing of vLLM. A model runner drives it, once a step: `settle`, `remove` and `add` for the requests that ended and
-arrived, `begin_step`, the forward pass that calls `steer` at each hook point, `end_step`.
+Knows nothing of vLLM. A model runner drives it, once a step: `settle`, `remove` and `add` for the requests
+that ended and arrived, `begin_step`, the forward pass that calls `steer` at each hook point, `end_step`.
 """
 
 from __future__ import annotations
@@ -157,8 +157,8 @@ class Runtime:
         """Count the last step's tokens that are now known to stand; each one once.
 
         Args:
-            computed_now: where requests that go on stand by now, which tells how many of their drafts were accepted.
-                Drafts of other requests stay uncounted until it is known.
+            computed_now: where requests that go on stand by now, which tells how many of their drafts were
+                accepted. Drafts of other requests stay uncounted until it is known.
         """
         step = self._pending
         if step is None:
@@ -222,9 +222,9 @@ class Runtime:
         for request in self._requests.values():
             if request.slot >= 0 and id(request) not in present:
                 self._let_go(request)
-        for request in batch:
-            if request is not None and request.slot < 0:
-                self._take_slot(request)
+        for entering in batch:
+            if entering is not None and entering.slot < 0:
+                self._take_slot(entering)
         self._batch, self._batch_ids = batch, list(request_ids)
         self._table_of = np.array([-1 if r is None else r.table for r in batch], dtype=np.int32)
         self._layout = None

@@ -10,9 +10,9 @@ __all__ = ["SlotTable"]
 class SlotTable:
     """A fixed number of slots, each holding the rows of one plan.
 
-    With as many slots as requests can run at once, `acquire` never fails for a running request. A slot that nobody
-    holds keeps its rows until another plan needs the place (least recently used first), so that a plan that
-    returns costs nothing.
+    With as many slots as requests can run at once, `acquire` never fails for a running request. A slot that
+    nobody holds keeps its rows until another plan needs the place (least recently used first), so that a plan
+    that returns costs nothing.
     """
 
     def __init__(self, capacity: int) -> None:

@@ -25,8 +25,8 @@ COUNT, SUM_BEFORE, MAX_BEFORE, SUM_AFTER, MAX_AFTER = range(5)
 class Tally:
     """One engine request's counts.
 
-    table [rows, 5]: tokens, sum and maximum of f before, sum and maximum of f' after. from_cache [rows]: tokens of the window
-    that came steered from the prefix cache.
+    table [rows, 5]: tokens, sum and maximum of f before, sum and maximum of f' after. from_cache [rows]:
+    tokens of the window that came steered from the prefix cache.
     """
 
     plan: Plan

@@ -1,7 +1,7 @@
 """The token map of a step: for each token in the batch, its plan's slot and the rows that apply to it.
 
-Rebuilt every step from where each request stands; nothing is remembered between steps, so chunked prompts, preemption
-and resumption cannot change what a request means.
+Rebuilt every step from where each request stands; nothing is remembered between steps, so chunked prompts,
+preemption and resumption cannot change what a request means.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class Batch:
 class TokenMap:
     """Fixed arrays of the steered tokens of one step; the first `count` entries are valid.
 
-    index [T] int64, their place in the batch; slot [T] int32; rows [T] int64 masks; owner [T] int32, the request's place in
-    the batch; position [T] int64, in the request's own sequence.
+    index [T] int64, their place in the batch; slot [T] int32; rows [T] int64 masks; owner [T] int32, the
+    request's place in the batch; position [T] int64, in the request's own sequence.
     """
 
     def __init__(self, max_tokens: int, vocab: int, special_tokens: frozenset[int]) -> None:

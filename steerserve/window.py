@@ -1,8 +1,8 @@
 """Which rows of a plan apply to which token: `where`, resolved for one request.
 
 A window is written relative to the prompt; a `Selector` is the same thing for a prompt of known length, as
-bits: bit i of a mask says that row i of the plan applies. It depends on a token's position and id alone, never on
-how the scheduler cut the prompt into chunks.
+bits: bit i of a mask says that row i of the plan applies. It depends on a token's position and id alone,
+never on how the scheduler cut the prompt into chunks.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class Window:
     @classmethod
     def from_wire(cls, fields: Sequence[Any]) -> Window:
         """The inverse of `wire`."""
-        return cls(*(tuple(value) if isinstance(value, list | tuple) else value for value in fields))
+        values: list[Any] = [tuple(v) if isinstance(v, list | tuple) else v for v in fields]
+        return cls(*values)
 
     def phase_span(self, prompt_len: int) -> tuple[int, int]:
         """Half-open range of positions of the phase. Generation starts at the last prompt token."""
@@ -87,9 +88,10 @@ class Window:
 class Selector:
     """The windows of all rows of a plan, for a prompt of one length.
 
-    `starts` [n] are positions at which anything changes, ascending from 0; from `starts[i]` on, `base[i]` holds the rows
-    that are included by position and `eligible[i]` those that a listed token would include. `token_ids` [m] ascending are the tokens
-    that rows name, with the rows that each one includes and excludes. `special_ok` are the rows that touch special tokens.
+    `starts` [n] are positions at which anything changes, ascending from 0; from `starts[i]` on, `base[i]`
+    holds the rows that are included by position and `eligible[i]` those that a listed token would include. `token_ids`
+    [m] ascending are the tokens that rows name, with the rows that each one includes and excludes. `special_ok`
+    are the rows that touch special tokens.
     """
 
     starts: Int64

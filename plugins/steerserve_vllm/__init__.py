@@ -13,7 +13,8 @@ _registered = False
 def register() -> None:
     """Wrap vLLM's seams. Harmless when called again, and without a configuration nothing changes.
 
-    Raises: IncompatibleError before anything is wrapped, if this vLLM is not one the wrappers were written for.
+    Raises: IncompatibleError before anything is wrapped, if this vLLM is not one the wrappers were written
+    for.
     """
     global _registered
     if _registered:

@@ -1,11 +1,10 @@
-"""The one choke point: every request of every route, and offline `LLM` too, becomes a plan here or is refused."""
+"""The one choke point: requests of every route, and of offline `LLM`, become plans here or are refused."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
 import functools
-import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -68,7 +67,9 @@ def _in_thread_with_context(function: Callable[..., Any], executor: Any) -> Call
 
 
 def _wrap_process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
-    def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+    def process_inputs(
+        self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         extra = dict(getattr(params, "extra_args", None) or {})
         carried = CARRIED.get()
         if carried is None and not extra.keys() & {SPEC_KEY, TICKET_KEY, PLAN_KEY}:
@@ -140,6 +141,8 @@ def _check_params(params: Any) -> None:
 
 def _check_request(request: Any) -> None:
     if request.prompt_embeds is not None:
-        raise RouteError("expected no `steering` beside prompt embeddings, which have no tokens", reason="route")
+        raise RouteError(
+            "expected no `steering` beside prompt embeddings, which have no tokens", reason="route"
+        )
     if request.resumable:
         raise RouteError("expected no `steering` on a resumable session, whose prompt grows", reason="route")

@@ -1,7 +1,8 @@
 """Finding a model's decoder layers by structure, and putting the op behind (or before) one of them.
 
-A layer keeps its name, its parameters and its type's ancestry: only its class is exchanged for a subclass whose forward calls the
-original and then the op. So weights, LoRA, sleep mode and torch.compile see the module they know.
+A layer keeps its name, its parameters and its type's ancestry: only its class is exchanged for a subclass
+whose forward calls the original and then the op. So weights, LoRA, sleep mode and torch.compile see the
+module they know.
 """
 
 from __future__ import annotations
@@ -50,11 +51,12 @@ def find_layers(model: nn.Module, n_layers: int) -> LayerList:
 
 def _candidates(model: nn.Module, n_layers: int) -> Iterable[LayerList]:
     for module in model.modules():
-        if not hasattr(module, "start_layer") or not hasattr(module, "end_layer"):
+        start, end = getattr(module, "start_layer", None), getattr(module, "end_layer", None)
+        if not isinstance(start, int) or not isinstance(end, int):
             continue
         for child in module.children():
             if isinstance(child, nn.ModuleList) and len(child) == n_layers:
-                yield LayerList(child, int(module.start_layer), int(module.end_layer))
+                yield LayerList(child, start, end)
 
 
 def hook_points(layers: LayerList, points: Iterable[int], width: int) -> list[int]:
@@ -116,7 +118,7 @@ def _steered(stream: Tensor, addend: Tensor | None, point: int, width: int) -> T
 
 
 def _check_residual_is_added(layer: nn.Module, width: int) -> None:
-    """Layers that return (hidden_states, residual) mean their sum only if the next layer's norm adds them. Try it."""
+    """Layers that return (hidden_states, residual) mean their sum only if the next norm adds them. Try it."""
     norm = next((child for child in layer.children() if _takes_residual(child)), None)
     if norm is None:
         raise IncompatibleError(

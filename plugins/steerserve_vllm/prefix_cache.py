@@ -1,8 +1,8 @@
 """Prefix-cache keys: a block of KV is shared exactly where the same rows applied to the same positions.
 
-A block's key takes the plan's digest and the row masks of its tokens, if any is set. Blocks before the first touched
-position, and prompts that no row touches, keep vLLM's own keys and are shared with unsteered requests.
-"""
+A block's key takes the plan's digest and the row masks of its tokens, if any is set. Blocks before the first
+touched position, and prompts that no row touches, keep vLLM's own keys and are shared with unsteered
+requests. """
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every vLLM function that is wrapped, with the parameters the wrapper relies on; checked before the first is touched."""
+"""Every vLLM function that is wrapped, and the parameters relied on; checked before the first is touched."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TESTED_VERSIONS = ("0.32.0",)
 
 @dataclass(frozen=True)
 class Seam:
-    """A function of vLLM's that is wrapped: its module, its dotted name there, the parameters in their order."""
+    """A wrapped function of vLLM's: its module, its dotted name there, the parameters in their order."""
 
     module: str
     name: str
@@ -86,8 +86,8 @@ def check() -> None:
     if problems:
         tested = ", ".join(TESTED_VERSIONS)
         raise IncompatibleError(
-            f"vLLM {vllm.__version__} differs from what steerserve wraps (tested: {tested}); nothing was patched. "
-            + "; ".join(problems)
+            f"vLLM {vllm.__version__} differs from what steerserve wraps (tested: {tested});"
+            f" nothing was patched. {'; '.join(problems)}"
         )
 
 

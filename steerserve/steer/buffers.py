@@ -20,8 +20,9 @@ class PointBuffers:
     """What the op reads at one hook point, S slots of up to K rows each, d the stream's width.
 
     encoder, decoder [S, K, d]; params [S, K, 9]; above, below [S, K, K]: row i applies where
-    above[i, j] < f_j < below[i, j] for all j; bit [S, K]: a row's bit in the token's mask, −1 for a row that is only read by a
-    condition; count [S]: rows in use. Pages that no plan ever filled are never touched, so they cost no memory.
+    above[i, j] < f_j < below[i, j] for all j; bit [S, K]: a row's bit in the token's mask, −1 for a row that
+    only conditions read; count [S]: rows in use. Pages that no plan ever filled are never touched, so they
+    cost no memory.
     """
 
     def __init__(self, slots: int, rows: int, width: int, device: torch.device | str = "cpu") -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .buffers import A, BIAS, C, FLOOR, HI, LO, SCALE, SHIFT, THRESHOLD, PointBuffers
+from .buffers import BIAS, FLOOR, HI, LO, SCALE, SHIFT, THRESHOLD, A, C, PointBuffers
 
 __all__ = ["steer_cpu"]
 
@@ -62,7 +62,7 @@ _SIGNATURE = (
 )
 
 
-@numba.njit(_SIGNATURE, fastmath=_FASTMATH, nogil=True, cache=True, boundscheck=False)  # type: ignore[untyped-decorator]
+@numba.njit(_SIGNATURE, fastmath=_FASTMATH, nogil=True, cache=True, boundscheck=False)
 def _kernel(
     x: Any,
     delta: Any,

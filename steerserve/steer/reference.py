@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .buffers import A, BIAS, C, FLOOR, HI, LO, SCALE, SHIFT, THRESHOLD, PointBuffers
+from .buffers import BIAS, FLOOR, HI, LO, SCALE, SHIFT, THRESHOLD, A, C, PointBuffers
 
 __all__ = ["steer_reference"]
 
@@ -21,7 +21,8 @@ def steer_reference(
     """Edit the residual stream in place: x' = x + Σ_rows g·(f' − f)·d.
 
     Args:
-        stream: [tokens, d], changed in place; where `addend` is given, the part of x that the next layer adds to.
+        stream: [tokens, d], changed in place; where `addend` is given, the part of x that the next layer
+        adds to.
         addend: [tokens, d] or None; the true residual stream is x = stream + addend.
         buffers: the rows of every slot.
         token_slot: [tokens] int32; −1 leaves the token untouched, bit for bit.

@@ -1,4 +1,4 @@
-"""Harvesting inside a worker: the residual stream at a hook point, exactly as steering would see it, to shards."""
+"""Harvesting inside a worker: the residual stream at a hook point, as steering would see it, to shards."""
 
 from __future__ import annotations
 

@@ -25,7 +25,9 @@ os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
 def assets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """SAEs of every architecture at several hook points, and a direction."""
     folder = tmp_path_factory.mktemp("assets")
-    unit = torch.nn.functional.normalize(torch.randn(D_MODEL, generator=torch.Generator().manual_seed(5)), dim=0)
+    unit = torch.nn.functional.normalize(
+        torch.randn(D_MODEL, generator=torch.Generator().manual_seed(5)), dim=0
+    )
     write_direction(folder / "north.safetensors", Direction("north", unit, Hook(2, "resid_post")))
     return {
         "saes": {

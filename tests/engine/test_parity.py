@@ -109,7 +109,11 @@ class TestParity:
 
     def test_operations_that_change_nothing_leave_the_tokens_alone(self, engine: Engine) -> None:
         prompts = random_prompts(12, LENGTHS, seed=3)
-        nothing = [{"op": "scale", "value": 1.0}, {"op": "add", "value": 0.0}, {"op": "at_least", "value": 0.0}]
+        nothing = [
+            {"op": "scale", "value": 1.0},
+            {"op": "add", "value": 0.0},
+            {"op": "at_least", "value": 0.0},
+        ]
         plans = [[{"sae": SAES[i % 5], "feature": i, **nothing[i % 3]}] for i in range(len(prompts))]
         plain = engine.generate(prompts, [None] * len(prompts))
         steered = engine.generate(prompts, plans)

@@ -1,4 +1,4 @@
-"""What requests may combine with steering, and what they may read from each other's cache: one compiled-free engine."""
+"""What requests may combine with steering, and what they may read from each other's cache."""
 
 from __future__ import annotations
 
@@ -92,7 +92,10 @@ class TestCombinations:
     def test_prompt_logprobs_are_those_of_the_steered_model(self, engine: Engine) -> None:
         prompt = random_prompts(1, [60], seed=22)[0]
         params = SamplingParams(
-            temperature=0, max_tokens=1, prompt_logprobs=0, extra_args={"steering": {"interventions": [CLAMP]}}
+            temperature=0,
+            max_tokens=1,
+            prompt_logprobs=0,
+            extra_args={"steering": {"interventions": [CLAMP]}},
         )
         (output,) = engine.llm.generate([{"prompt_token_ids": prompt}], [params], use_tqdm=False)
         table = engine.reference.all_logprobs(prompt, len(prompt), [CLAMP])

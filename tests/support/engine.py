@@ -48,7 +48,10 @@ class Engine:
         return [
             Reply(
                 list(o.outputs[0].token_ids),
-                [step[t].logprob for t, step in zip(o.outputs[0].token_ids, o.outputs[0].logprobs, strict=True)],
+                [
+                    step[t].logprob
+                    for t, step in zip(o.outputs[0].token_ids, o.outputs[0].logprobs, strict=True)
+                ],
                 o.num_cached_tokens or 0,
             )
             for o in outputs

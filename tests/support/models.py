@@ -1,4 +1,4 @@
-"""Small language models with random weights, in Hugging Face layout, of the families that the suite serves."""
+"""Small language models with random weights, in Hugging Face layout, of the families that are tested."""
 
 from __future__ import annotations
 

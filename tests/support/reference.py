@@ -1,4 +1,5 @@
-"""What steering means, computed by others: HF transformers with forward hooks, and SAELens' own encode and decode.
+"""What steering means, computed by others: HF transformers with forward hooks, and SAELens' own encode and
+decode.
 
 Nothing here calls steerserve. Windows and operations are written out plainly, token by token.
 """
@@ -85,9 +86,7 @@ class Reference:
         def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if args:
                 return (self._edit(args[0], own, ids, prompt_len), *args[1:]), kwargs
-            return args, kwargs | {
-                "hidden_states": self._edit(kwargs["hidden_states"], own, ids, prompt_len)
-            }
+            return args, kwargs | {"hidden_states": self._edit(kwargs["hidden_states"], own, ids, prompt_len)}
 
         def after(module: Any, args: Any, output: Any) -> Any:
             if isinstance(output, tuple):

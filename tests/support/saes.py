@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens import SAE, GatedSAE, GatedSAEConfig, JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAEConfig
+from sae_lens import (
+    SAE,
+    GatedSAE,
+    GatedSAEConfig,
+    JumpReLUSAE,
+    JumpReLUSAEConfig,
+    StandardSAE,
+    StandardSAEConfig,
+)
 from sae_lens.saes.sae import SAEMetadata
 
 from .models import D_MODEL
@@ -27,7 +35,9 @@ def make_sae(folder: Path, architecture: str, layer: int, *, seed: int = 0, site
     if architecture == "batchtopk":
         metadata.training_architecture = "batchtopk"
     sae_class, config_class = _KINDS[architecture]
-    sae = sae_class(config_class(d_in=D_MODEL, d_sae=D_SAE, apply_b_dec_to_input=seed % 2 == 0, metadata=metadata))
+    sae = sae_class(
+        config_class(d_in=D_MODEL, d_sae=D_SAE, apply_b_dec_to_input=seed % 2 == 0, metadata=metadata)
+    )
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in sae.named_parameters():

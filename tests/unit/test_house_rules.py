@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MAY_IMPORT_VLLM = ("tests/support/engine.py", "plugins/", "tests/engine/", "tests/server/", "tests/faults/", "benchmarks/", "demo/")
+MAY_IMPORT_VLLM = (
+    "tests/support/engine.py",
+    "plugins/",
+    "tests/engine/",
+    "tests/server/",
+    "tests/faults/",
+    "benchmarks/",
+    "demo/",
+)
 SHIPPED = ("steerserve/", "plugins/", "demo/", "benchmarks/", "examples/", "scripts/")
 BUILT = {"__pycache__", "build", "dist"}
 UNSAFE_FORMATS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}

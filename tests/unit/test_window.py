@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ def test_rows_apply_where_the_documentation_says_however_the_tokens_are_chunked(
 
     tokens = TokenMap(64, VOCAB, SPECIAL)
     edges = sorted({0, len(ids), *(cut for cut in cuts if cut < len(ids))})
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in itertools.pairwise(edges):
         layout = Batch.of([-1, 5], [None, selector])
         scheduled = np.array([2, stop - start], dtype=np.int32)
         computed = np.array([0, start], dtype=np.int32)

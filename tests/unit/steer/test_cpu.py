@@ -29,7 +29,9 @@ def _buffers(catalog: Catalog, plans: int) -> PointBuffers:
             interventions.append(one)
         if slot % 3 == 0:
             interventions[0] = {"direction": "north", "op": "add", "value": 1.0}
-        buffers.write(slot, compile_plan(parse_spec({"interventions": interventions}), catalog), POINT, catalog)
+        buffers.write(
+            slot, compile_plan(parse_spec({"interventions": interventions}), catalog), POINT, catalog
+        )
     return buffers
 
 
@@ -68,7 +70,7 @@ def test_a_token_that_no_row_applies_to_keeps_its_bits(catalog: Catalog) -> None
     before = stream.clone()
     everything = torch.arange(4)
     steer_cpu(
-        stream, None, buffers, everything, torch.zeros(4, dtype=torch.int32), torch.zeros(4, dtype=torch.int64),
-        torch.empty(4, catalog.rows_per_point, 2),
+        stream, None, buffers, everything, torch.zeros(4, dtype=torch.int32), torch.zeros(4,
+        dtype=torch.int64), torch.empty(4, catalog.rows_per_point, 2),
     )  # fmt: skip
     assert torch.equal(stream, before)
