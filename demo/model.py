@@ -25,11 +25,11 @@ from demo.corpus.documents import labelled_documents, tokenise
 from demo.tokenizer import VOCABULARY, tokenizer_texts, train_tokenizer
 
 MAX_POSITIONS = 2048
-BLOCK = 512
-BATCH = 4
+BLOCK = 256
+BATCH = 16
 PEAK_RATE = 3e-3
 WARM_UP = 100
-STEPS = 1100
+STEPS = 450
 # Held-out documents come from a seed that training never uses.
 HELD_OUT_SEED = 1_000_003
 HELD_OUT_TOKENS = 40_000

@@ -13,18 +13,24 @@ _registered = False
 def register() -> None:
     """Wrap vLLM's seams. Harmless when called again, and without a configuration nothing changes.
 
-    Raises: IncompatibleError before anything is wrapped, if this vLLM is not one the wrappers were written
-    for.
+    A vLLM that the wrappers were not written for is left as it is, and refuses to start with a `steerserve`
+    configuration: steering is never half there.
     """
     global _registered
     if _registered:
         return
+    from steerserve.errors import IncompatibleError
+
     from . import admission, launcher, prefix_cache, runner_v1, seams, worker
 
-    seams.check()
+    _registered = True
+    try:
+        seams.check()
+    except IncompatibleError as error:
+        seams.refuse_configuration(error)
+        return
     admission.install()
     prefix_cache.install()
     runner_v1.install()
     worker.install()
     launcher.install()
-    _registered = True

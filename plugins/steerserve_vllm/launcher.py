@@ -24,8 +24,8 @@ def _wrap_attach(original: Callable[..., Any]) -> Callable[..., Any]:
         configured = parse_config(getattr(app.state.args, "additional_config", None)) is not None
         if configured and not getattr(app.state, "steerserve", None):
             raise ConfigError(
-                "steerserve is configured, but its endpoint plugin was not loaded: set VLLM_PLUGINS=steerserve"
-                " (or add it to the list that is set), or start with `steerserve serve`"
+                "steerserve is configured, but its endpoint plugin was not loaded: set VLLM_PLUGINS="
+                "steerserve (or add it to the list that is set), or start with `steerserve serve`"
             )
 
     return attach

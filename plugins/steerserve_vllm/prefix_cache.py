@@ -2,7 +2,7 @@
 
 A block's key takes the plan's digest and the row masks of its tokens, if any is set. Blocks before the first
 touched position, and prompts that no row touches, keep vLLM's own keys and are shared with unsteered
-requests. """
+requests."""
 
 from __future__ import annotations
 

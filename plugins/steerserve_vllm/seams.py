@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from steerserve.config import parse_config
 from steerserve.errors import IncompatibleError
 
-__all__ = ["SEAMS", "Seam", "check", "wrap"]
+__all__ = ["SEAMS", "Seam", "check", "refuse_configuration", "wrap"]
 
 TESTED_VERSIONS = ("0.32.0",)
 
@@ -89,6 +90,21 @@ def check() -> None:
             f"vLLM {vllm.__version__} differs from what steerserve wraps (tested: {tested});"
             f" nothing was patched. {'; '.join(problems)}"
         )
+
+
+def refuse_configuration(error: IncompatibleError) -> None:
+    """Make a vLLM that does not fit refuse every configuration that asks for steering, with this error."""
+    from vllm.config import VllmConfig
+
+    original = VllmConfig.__post_init__
+
+    @functools.wraps(original)
+    def post_init(self: Any, *args: Any, **kwargs: Any) -> None:
+        if parse_config(self.additional_config) is not None:
+            raise error
+        original(self, *args, **kwargs)
+
+    VllmConfig.__post_init__ = post_init
 
 
 def wrap(name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from steerserve.errors import CheckpointError
 from steerserve.hookpoint import Site
 
-from .files import check_finite, inside, map_safetensors
+from .files import check_finite, inside, map_safetensors, write_safetensors
 from .hook import Hook
 from .rows import FeatureRows
 
@@ -74,9 +72,7 @@ def write_direction(path: Path, direction: Direction) -> None:
     metadata = {"statistics": json.dumps(dict(direction.statistics))}
     if direction.hook is not None:
         metadata |= {"layer": str(direction.hook.layer), "hook": direction.hook.site}
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({"direction": direction.vector.contiguous()}, part, metadata)
-    part.replace(path)
+    write_safetensors(path, {"direction": direction.vector.contiguous()}, metadata)
 
 
 def _hook(metadata: Mapping[str, str], path: Path) -> Hook | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -13,11 +14,22 @@ from typing import IO, Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from steerserve.errors import CheckpointError
 
-__all__ = ["FLOATS", "check_finite", "inside", "map_npz", "map_safetensors", "read_json", "sha256_of", "take"]
+__all__ = [
+    "FLOATS",
+    "check_finite",
+    "inside",
+    "map_npz",
+    "map_safetensors",
+    "read_json",
+    "sha256_of",
+    "take",
+    "write_safetensors",
+]
 
 _JSON_LIMIT = 64 * 2**20
 _SCAN_CHUNK = 2**20
@@ -167,3 +179,19 @@ def sha256_of(path: Path) -> str:
     """The SHA-256 of a file in hexadecimal, read in bounded chunks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file that appears whole or not at all, even if the machine stops in between.
+
+    Args: path: replaced if it exists. tensors: contiguous. metadata: goes into the file's header.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file(dict(tensors), part, dict(metadata or {}))
+    # The library leaves files that only their owner can read; a server often runs as somebody else.
+    part.chmod(0o644)
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(path)

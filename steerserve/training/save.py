@@ -7,11 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from steerserve.sae import Hook, Manifest, open_sae, write_manifest
-from steerserve.sae.files import check_finite, sha256_of
+from steerserve.sae.files import check_finite, sha256_of, write_safetensors
 from steerserve.sae.manifest import STATS, HookEntry
 
 from .evaluate import Evaluation, evaluate
@@ -44,7 +43,7 @@ def save_inference_sae(folder: Path, trained: Trained, settings: TrainSettings, 
         "threshold": torch.full_like(p.bias, trained.threshold / scale),
     }
     check_finite(tensors, folder / WEIGHTS)
-    save_file(tensors, folder / WEIGHTS)
+    write_safetensors(folder / WEIGHTS, tensors)
     (folder / "cfg.json").write_text(json.dumps(_config(p.encoder, settings, header), indent=1) + "\n")
 
 
@@ -58,7 +57,8 @@ def save_trained(
     """
     save_inference_sae(folder, trained, settings, header)
     found = evaluate(open_sae(folder), held_out)
-    save_file({"firing_rate": found.firing_rate, "max_activation": found.max_activation}, folder / STATS)
+    statistics = {"firing_rate": found.firing_rate, "max_activation": found.max_activation}
+    write_safetensors(folder / STATS, statistics)
     names = ("cfg.json", WEIGHTS, STATS)
     manifest = Manifest(
         model=header.model,

@@ -12,11 +12,10 @@ from types import TracebackType
 from typing import Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from steerserve.errors import CheckpointError, ConfigError
-from steerserve.sae.files import inside, read_json
+from steerserve.sae.files import inside, read_json, write_safetensors
 from steerserve.sae.hook import Hook, parse_hook
 from steerserve.sae.manifest import HookEntry, ModelEntry
 
@@ -116,10 +115,8 @@ class ShardWriter:
 
     def _flush(self) -> None:
         name = shard_name(len(self._shards))
-        part = self.folder / f".{name}.{os.getpid()}"
         columns = {key: value[: self._filled] for key, value in self._buffer._asdict().items()}
-        save_file(columns, part, {"header": self._header.model_dump_json()})
-        part.replace(self.folder / name)
+        write_safetensors(self.folder / name, columns, {"header": self._header.model_dump_json()})
         self._shards.append({"file": name, "rows": self._filled})
         self._filled = 0
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from steerserve.errors import ConfigError
-from steerserve.sae.files import map_safetensors
+from steerserve.sae.files import map_safetensors, write_safetensors
 
 __all__ = ["load_state", "save_state"]
 
@@ -23,11 +21,7 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], identity: str) -> None
 
     Args: identity: settings and data of the run, compared when it is read.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(dict(tensors), part, {"identity": identity})
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(path)
+    write_safetensors(path, tensors, {"identity": identity})
 
 
 def load_state(path: Path, identity: str) -> dict[str, Tensor]:

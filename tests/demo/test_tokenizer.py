@@ -6,8 +6,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from demo.corpus.documents import EOS, NONE, labelled_documents, tokenise
 from demo.corpus.sentences import DOMAINS
+from demo.model import MAX_POSITIONS
 from demo.prompts import DOMAIN_PROMPTS, NEUTRAL_PROMPTS
-from demo.tokenizer import CHAT_TEMPLATE, VOCABULARY
+from demo.tokenizer import CHAT_TEMPLATE, VOCABULARY, tokenizer_texts, train_tokenizer
 
 MODEL = Path(__file__).parents[2] / "sae_weights" / "demo" / "model"
 CHAT = [
@@ -39,6 +40,12 @@ def test_bos_opens_every_text_once(tokenizer: PreTrainedTokenizerBase) -> None:
 
 def test_the_saved_template_is_the_one_in_the_source(tokenizer: PreTrainedTokenizerBase) -> None:
     assert tokenizer.chat_template == CHAT_TEMPLATE
+
+
+def test_the_source_still_trains_the_committed_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    # A change to the corpus without a new model shows here, not as a model that speaks another corpus.
+    fresh = train_tokenizer(tokenizer_texts(0), MAX_POSITIONS)
+    assert fresh.get_vocab() == tokenizer.get_vocab()
 
 
 def test_the_chat_template_reads_as_the_corpus_writes_it(tokenizer: PreTrainedTokenizerBase) -> None:

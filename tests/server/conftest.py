@@ -28,7 +28,7 @@ from tests.support.saes import D_SAE, make_sae
 
 KEY = "let-me-in"
 LAYER = 1
-START_SECONDS = 180
+START_SECONDS = 240
 # `vllm serve` asks for a distribution named "vllm", which the CPU build is not.
 VLLM_SERVE = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry"]
 
@@ -151,6 +151,8 @@ def _environment() -> dict[str, str]:
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "1",
         "VLLM_NO_USAGE_STATS": "1",
+        # A busy machine must not have idle connections closed under a client that is about to use them.
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "300",
     }
 
 

@@ -34,6 +34,7 @@ def test_a_trained_folder_is_served_with_its_record(harvest: Harvest, tmp_path: 
     assert found.explained_variance > 0.9
     assert found.l0 == pytest.approx(3, abs=0.6)
     assert [path.name for path in out.parent.iterdir()] == ["sae"]
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in out.iterdir())
 
 
 def test_an_existing_folder_is_not_written_over(harvest: Harvest, tmp_path: Path) -> None:
