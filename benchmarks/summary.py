@@ -49,7 +49,7 @@ def summarise(turns: Sequence[Turn], targets: Mapping[str, float]) -> dict[str, 
     """Figures of every variant.
 
     Args: targets: the least median ratio aimed at, by variant.
-    Returns: variant → tokens per second and ratio to stock in the same round (a `Spread` each), the target and
+    Returns: variant → tokens per second and ratio to stock in the same round (a `Spread` each), target, and
         whether it is met.
     """
     speed = {(turn.round, turn.variant): turn.speed for turn in turns}

@@ -9,16 +9,18 @@ from typing import Any
 from demo.corpus.sentences import DOMAINS
 from demo.detectors import Detectors
 from demo.prompts import DOMAIN_PROMPTS, NEUTRAL_PROMPTS
-from demo.steer import Steered, asks
+from demo.steer import Steered, asks, share
 
 __all__ = ["Clamp", "ablation", "choose_ablations", "choose_clamps", "clamp"]
 
 # Multiples of a feature's recorded maximum.
-STRENGTHS = (0.6, 0.9, 1.2, 1.6, 2.0)
-# Within this of the best share, the gentler clamp wins: it leaves more of the model's own grammar.
-CLOSE = 0.02
+STRENGTHS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+# With this share or more the likelier text wins: it keeps more of the model's own grammar.
+GOOD = 0.9
+# Ablations whose shares differ by less than this are alike.
+CLOSE = 0.04
 BY_SCORE, BY_DIFFERENCE = 3, 3
-FINALISTS = 3
+FINALISTS = 6
 ABLATED = (1, 2, 4, 8, 16)
 
 
@@ -44,25 +46,22 @@ def ablation(features: list[int]) -> list[dict[str, Any]]:
     return [{"feature": feature, "op": "ablate"} for feature in features]
 
 
-def choose_clamps(steered: Steered, detectors: Detectors) -> dict[str, tuple[Clamp, float]]:
-    """The best single-feature clamp of each domain with its share on neutral prompts.
+def choose_clamps(steered: Steered, detectors: Detectors) -> dict[str, Clamp]:
+    """The best single-feature clamp of each domain.
 
     A first round tries every candidate at every strength once per prompt; a second one measures the best
-    again, so that the winner is not the luckiest.
+    again, and of those that are good enough takes the one whose text the unsteered model finds likeliest.
     """
-    first = {
+    first = sorted(
         (domain, Clamp(feature, value))
         for domain in DOMAINS
         for feature in candidates(detectors, domain)
         for value in STRENGTHS
-    }
-    shares = _clamp_shares(steered, first, samples=1)
-    finalists = {(domain, found) for domain in DOMAINS for found in _finalists(shares, domain)}
-    return {
-        domain: _gentlest({found: value for (name, found), value in measured.items() if name == domain})
-        for measured in (_clamp_shares(steered, finalists, samples=4),)
-        for domain in DOMAINS
-    }
+    )
+    shares = steered.shares(
+        {(domain, found): (domain, asks(NEUTRAL_PROMPTS, found.interventions())) for domain, found in first}
+    )
+    return {domain: _most_fluent(steered, domain, _finalists(shares, domain)) for domain in DOMAINS}
 
 
 def choose_ablations(steered: Steered, detectors: Detectors) -> dict[str, list[int]]:
@@ -77,7 +76,7 @@ def choose_ablations(steered: Steered, detectors: Detectors) -> dict[str, list[i
     chosen: dict[str, list[int]] = {}
     for domain in DOMAINS:
         left = {count: value for (name, count), value in shares.items() if name == domain}
-        fewest = min(count for count, value in left.items() if value <= min(left.values()) + 2 * CLOSE)
+        fewest = min(count for count, value in left.items() if value <= min(left.values()) + CLOSE)
         chosen[domain] = detectors.carriers(domain, fewest)
     return chosen
 
@@ -89,24 +88,17 @@ def candidates(detectors: Detectors, domain: str) -> list[int]:
     )
 
 
-def _clamp_shares(
-    steered: Steered, wanted: set[tuple[str, Clamp]], samples: int
-) -> dict[tuple[str, Clamp], float]:
-    ordered = sorted(wanted)
-    return steered.shares(
-        {
-            (domain, found): (domain, asks(NEUTRAL_PROMPTS, found.interventions(), samples=samples))
-            for domain, found in ordered
-        }
-    )
-
-
 def _finalists(shares: Mapping[tuple[str, Clamp], float], domain: str) -> list[Clamp]:
     own = {found: value for (name, found), value in shares.items() if name == domain}
-    return sorted(own, key=lambda found: (-own[found], found.value))[:FINALISTS]
+    return sorted(own, key=lambda found: (-min(own[found], GOOD), found.value))[:FINALISTS]
 
 
-def _gentlest(shares: Mapping[Clamp, float]) -> tuple[Clamp, float]:
-    best = max(shares.values())
-    winner = min((found for found, value in shares.items() if value >= best - CLOSE), key=lambda c: c.value)
-    return winner, shares[winner]
+def _most_fluent(steered: Steered, domain: str, finalists: list[Clamp]) -> Clamp:
+    shares: dict[Clamp, float] = {}
+    surprise: dict[Clamp, float] = {}
+    for found in finalists:
+        wanted = asks(NEUTRAL_PROMPTS, found.interventions(), samples=4)
+        texts = steered.texts(wanted)
+        shares[found], surprise[found] = share(texts, domain), steered.surprise(wanted, texts)
+    enough = min(GOOD, max(shares.values()))
+    return min((found for found in finalists if shares[found] >= enough), key=lambda found: surprise[found])

@@ -77,7 +77,6 @@ def rate_at(step: int, steps: int) -> float:
 
 def loss_of(model: Callable[..., Any], ids: Tensor) -> Tensor:
     """Mean next-token cross-entropy in nats over ids [batch, BLOCK]."""
-    # Measured: bfloat16 autocast is faster than float32 on CPUs with AVX512-BF16 and no worse here.
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(input_ids=ids, use_cache=False).logits
     return torch.nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten())
@@ -101,7 +100,7 @@ def train(
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": gains, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.95), fused=True)
     stream = blocks(10_000 * (seed + 1), tokenizer)
-    compiled = torch.compile(model)  # half as fast again here; the weights stay those of `model`
+    compiled = torch.compile(model)  # the weights stay those of `model`
     began = time.monotonic()
     with _progress() as progress, log.open("w", encoding="utf-8") as lines:
         task = progress.add_task("training", total=steps, loss=float("nan"))

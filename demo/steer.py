@@ -11,7 +11,7 @@ from typing import Any
 
 from demo.corpus.labeller import label
 
-__all__ = ["TEMPERATURE", "TOKENS", "Ask", "Steered", "asks", "share"]
+__all__ = ["TEMPERATURE", "TOKENS", "Ask", "Steered", "asks", "prepare_environment", "share"]
 
 TEMPERATURE = 0.8
 TOKENS = 24
@@ -42,6 +42,15 @@ def share(texts: Iterable[str], domain: str) -> float:
     """The share of texts that the grammar's labeller gives to the domain."""
     labels = [label(text) for text in texts]
     return labels.count(domain) / len(labels)
+
+
+def prepare_environment() -> None:
+    """Settings that vLLM reads from the environment, where they are not made already."""
+    os.environ.setdefault("VLLM_PLUGINS", "steerserve")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 class Steered:
@@ -87,12 +96,24 @@ class Steered:
         texts = iter(self.texts(flat, tokens))
         return {name: share([next(texts) for _ in group], domain) for name, (domain, group) in wanted.items()}
 
+    def surprise(self, wanted: Sequence[Ask], texts: Sequence[str]) -> float:
+        """Nats per token of `texts`, as continuations of their prompts, under the unsteered model."""
+        from vllm import SamplingParams
+
+        tokenizer = self._llm.get_tokenizer()
+        params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        whole = [ask.prompt + text for ask, text in zip(wanted, texts, strict=True)]
+        total, count = 0.0, 0
+        for ask, output in zip(wanted, self._llm.generate(whole, params, use_tqdm=False), strict=True):
+            first = len(tokenizer(ask.prompt).input_ids)
+            steps = zip(output.prompt_token_ids[first:], output.prompt_logprobs[first:], strict=True)
+            logprobs = [step[token].logprob for token, step in steps]
+            total, count = total - sum(logprobs), count + len(logprobs)
+        return total / max(count, 1)
+
     @staticmethod
     def _start(model: Path, sae: Path) -> Any:
-        os.environ.setdefault("VLLM_PLUGINS", "steerserve")
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        prepare_environment()
         from vllm import LLM
 
         return LLM(

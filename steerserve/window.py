@@ -89,9 +89,9 @@ class Selector:
     """The windows of all rows of a plan, for a prompt of one length.
 
     `starts` [n] are positions at which anything changes, ascending from 0; from `starts[i]` on, `base[i]`
-    holds the rows that are included by position and `eligible[i]` those that a listed token would include. `token_ids`
-    [m] ascending are the tokens that rows name, with the rows that each one includes and excludes. `special_ok`
-    are the rows that touch special tokens.
+    holds the rows that are included by position and `eligible[i]` those that a listed token would include.
+    `token_ids` [m] ascending are the tokens that rows name, with the rows that each one includes and excludes.
+    `special_ok` are the rows that touch special tokens.
     """
 
     starts: Int64

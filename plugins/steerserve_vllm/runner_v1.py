@@ -55,8 +55,8 @@ def _wrap_load_model(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _attach(runner: Any) -> None:
-    # Not at the top: numba must not be in `sys.modules` while vLLM's CPU workers scan every module for
-    # kernels. from steerserve.runtime import Runtime
+    # Not at the top: numba must not be loaded while vLLM's CPU workers scan every module for kernels.
+    from steerserve.runtime import Runtime
 
     from .harvest import open_capture
 

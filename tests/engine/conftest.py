@@ -60,6 +60,9 @@ def engine(
 ) -> Iterator[Engine]:
     """An engine with everything served; parametrised indirectly by {"family": …, further LLM arguments}."""
     options = dict(getattr(request, "param", {"family": "llama"}))
-    running = start_engine(models(options.pop("family")), assets, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        if options.keys() & {"tensor_parallel_size", "pipeline_parallel_size"}:
+            patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+        running = start_engine(models(options.pop("family")), assets, **options)
     yield running
     running.stop()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from vllm.lora.request import LoRARequest
 
 from tests.support.engine import Engine, random_prompts
+from tests.support.lora import make_adapter, merge_adapter
 
 PLAN: list[dict[str, Any]] = [
     {"sae": "jump", "feature": 3, "op": "clamp", "value": 4.0},
@@ -74,3 +77,17 @@ def test_two_ranks_serve_what_one_does(engine: Engine) -> None:
     prompts = random_prompts(6, [10, 60, 110], seed=42)
     plans = [PLAN, None, PLAN[:1], None, PLAN[1:], PLAN]
     engine.check(prompts, plans, engine.generate(prompts, plans))
+
+
+@pytest.mark.parametrize(
+    "engine", [{"family": "llama", "enable_lora": True, "max_lora_rank": 8}], indirect=True, ids=["lora"]
+)
+def test_an_adapted_model_is_steered_like_the_merged_one(engine: Engine, tmp_path: Path) -> None:
+    adapter = make_adapter(tmp_path / "adapter")
+    prompts = random_prompts(4, [20, 60], seed=43)
+    plans = [PLAN, None, PLAN[:1], PLAN[1:]]
+    engine.check(prompts, plans, engine.generate(prompts, plans))
+    lora = LoRARequest("tiny", 1, str(adapter))
+    replies = engine.generate(prompts, plans, lora=lora)
+    merge_adapter(engine.reference.model, adapter)
+    engine.check(prompts, plans, replies)

@@ -19,27 +19,57 @@ def idle(server: Server) -> bool:
     return server.metric("steerserve_slots_in_use") == 0 and server.metric("vllm:num_requests_running") == 0
 
 
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def generated(server: Server) -> float:
+    return server.metric("vllm:generation_tokens_total")
+
+
+def clamp(feature: int) -> dict[str, Any]:
+    return {"interventions": [{"feature": feature, "op": "clamp", "value": 9.0}]}
+
+
+def show_slots(server: Server) -> float:
+    """Slots in use just now: a short request's report brings them up to date."""
+    body = {"model": "tiny", "prompt": "w5", "max_tokens": 1, "steering": clamp(100)}
+    assert server.post("/v1/completions", body).status_code == 200
+    return server.metric("steerserve_slots_in_use")
+
+
+LONG: dict[str, Any] = {"model": "tiny", "max_tokens": 4000, "ignore_eos": True}
+ASKED: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": "w5"},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "w5"}]},
+}
+
+
+@pytest.mark.parametrize("path", ASKED)
 def test_a_client_killed_mid_stream_leaves_no_slot_in_use(server: Server, path: str) -> None:
-    body: dict[str, Any] = {"model": "tiny", "max_tokens": 450, "n": 8, "ignore_eos": True, "stream": True}
-    body |= (
-        {"prompt": "w5"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "w5"}]}
-    )
-    before = server.metric("vllm:request_success_total", finished_reason="abort")
-    for feature in range(4):
-        steering = {"interventions": [{"feature": feature, "op": "clamp", "value": 9.0}]}
-        with server.http.stream("POST", path, json={**body, "steering": steering}) as reply:
+    before = generated(server)
+    for feature in range(3):
+        body = {**LONG, **ASKED[path], "stream": True, "steering": clamp(feature)}
+        with server.http.stream("POST", path, json=body) as reply:
             next(reply.iter_lines())
+    assert server.eventually(lambda: show_slots(server) == 0)
     assert server.eventually(lambda: idle(server))
-    assert server.metric("vllm:request_success_total", finished_reason="abort") > before
+    assert generated(server) - before < 3 * LONG["max_tokens"]
+
+
+def test_a_stream_holds_its_slot_while_it_lasts(server: Server) -> None:
+    seen = []
+    for feature in range(5):
+        body = {**LONG, "prompt": "w5", "stream": True, "steering": clamp(feature)}
+        with server.http.stream("POST", "/v1/completions", json=body) as reply:
+            next(reply.iter_lines())
+            seen.append(show_slots(server))
+    assert max(seen) >= 1
+    assert server.eventually(lambda: show_slots(server) == 0)
 
 
 def test_a_client_that_leaves_before_the_reply_leaves_no_slot_in_use(server: Server) -> None:
-    steering = {"interventions": [{"feature": 1, "op": "add", "value": 3.0}]}
-    body = {"model": "tiny", "prompt": "w5", "max_tokens": 450, "ignore_eos": True, "steering": steering}
+    before = generated(server)
     with pytest.raises(httpx.ReadTimeout):
-        server.post("/v1/completions", body, timeout=0.2)
-    assert server.eventually(lambda: idle(server))
+        server.post("/v1/completions", {**LONG, "prompt": "w5", "steering": clamp(1)}, timeout=0.3)
+    assert server.eventually(lambda: show_slots(server) == 0)
+    assert generated(server) - before < LONG["max_tokens"]
 
 
 def plan(rng: random.Random) -> dict[str, Any]:
@@ -89,4 +119,5 @@ def test_a_thousand_short_requests_with_random_plans_leave_no_slot_in_use(server
 
     ended = asyncio.run(crowd())
     assert ended.count("served") > 0.85 * MANY
+    assert server.eventually(lambda: show_slots(server) == 0)
     assert server.eventually(lambda: idle(server))

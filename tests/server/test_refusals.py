@@ -139,7 +139,7 @@ def test_malformed_xargs_are_refused_at_admission(server: Server, stream: bool) 
 def test_a_request_that_the_engine_refuses_keeps_its_own_error(server: Server, stream: bool) -> None:
     reply = server.post(
         "/v1/completions",
-        {"model": "tiny", "prompt": [5] * 600, "max_tokens": 4, "stream": stream, "steering": GOOD},
+        {"model": "tiny", "prompt": [5] * 5000, "max_tokens": 4, "stream": stream, "steering": GOOD},
     )
     assert reply.status_code == 400
     assert "maximum" in reply.json()["error"]["message"]

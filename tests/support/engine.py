@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm import LLM, SamplingParams
+from vllm.lora.request import LoRARequest
 
 from .models import BOS, VOCAB
 from .reference import Intervention, Reference
@@ -34,6 +35,7 @@ class Engine:
         prompts: list[list[int]],
         steering: list[list[Intervention] | None],
         tickets: list[str] | None = None,
+        lora: LoRARequest | None = None,
         **params: Any,
     ) -> list[Reply]:
         """Run one batch; a steering of None leaves the request alone."""
@@ -44,7 +46,7 @@ class Engine:
                 arguments["steering_ticket"] = ticket
         sampling = [SamplingParams(**settings, extra_args=arguments) for arguments in extra]
         inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
-        outputs = self.llm.generate(inputs, sampling, use_tqdm=False)
+        outputs = self.llm.generate(inputs, sampling, use_tqdm=False, lora_request=lora)
         return [
             Reply(
                 list(o.outputs[0].token_ids),

@@ -1,0 +1,184 @@
+"""Measure what the cards promise, on samples that chose nothing, and write the table into the demo's README.
+
+python -m demo.evaluate
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from demo.cards import FEATURES, read_cards
+from demo.choose import ablation, clamp
+from demo.corpus.sentences import DOMAINS
+from demo.prompts import DOMAIN_PROMPTS, NEUTRAL_PROMPTS
+from demo.steer import TEMPERATURE, TOKENS, Ask, Steered, asks, prepare_environment, share
+from steerserve.sae import open_sae
+
+__all__ = ["Measured", "measure", "write_results"]
+
+SAMPLES = 4
+BASE_SAMPLES = 16
+# Other random numbers than those by which the cards were chosen.
+FRESH = 1_000_000
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Shares of one domain among continuations, and how surprising they are to the unsteered model.
+
+    Attributes:
+        base, clamped: share on neutral prompts, unsteered and with the domain's feature clamped.
+        before, ablated: share on the domain's own prompts, unsteered and with its features ablated.
+        surprise: mean nats per token of the clamped text under the unsteered model.
+    """
+
+    base: float
+    clamped: float
+    before: float
+    ablated: float
+    surprise: float
+
+
+def measure(demo: Path) -> tuple[dict[str, Measured], float]:
+    """Every domain's shares, and the surprise of unsteered text, in nats per token."""
+    cards = read_cards(demo)
+    with Steered(demo / "model", demo / "sae") as steered:
+        plain = _fresh(asks(NEUTRAL_PROMPTS, samples=BASE_SAMPLES))
+        base = steered.texts(plain)
+        usual = steered.surprise(plain, base)
+        found = {
+            domain: _measure_one(steered, domain, cards[domain], share(base, domain)) for domain in DOMAINS
+        }
+    return found, usual
+
+
+def write_results(demo: Path) -> None:
+    """Write `README.md` and `results.json` beside the assets."""
+    found, usual = measure(demo)
+    rows = {domain: vars(measured) for domain, measured in found.items()}
+    results = {"unsteered_surprise": usual, "domains": rows}
+    (demo / "results.json").write_text(json.dumps(_rounded(results), indent=1) + "\n", encoding="utf-8")
+    (demo / "README.md").write_text(_readme(demo, found, usual), encoding="utf-8")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--demo", type=Path, default=Path("sae_weights/demo"), help="folder of the assets")
+    given = parser.parse_args()
+    prepare_environment()
+    write_results(given.demo)
+    print((given.demo / "README.md").read_text(encoding="utf-8"))
+
+
+def _fresh(wanted: list[Ask]) -> list[Ask]:
+    return [replace(ask, seed=ask.seed + FRESH) for ask in wanted]
+
+
+def _measure_one(steered: Steered, domain: str, card: dict[str, Any], base: float) -> Measured:
+    held = clamp(card["feature"], card["clamp"]["value"])
+    clamped = _fresh(asks(NEUTRAL_PROMPTS, held, samples=SAMPLES))
+    texts = steered.texts(clamped)
+    own = 2 * SAMPLES
+    shares = steered.shares(
+        {
+            "before": (domain, _fresh(asks(DOMAIN_PROMPTS[domain], samples=own))),
+            "ablated": (domain, _fresh(asks(DOMAIN_PROMPTS[domain], ablation(card["ablate"]), samples=own))),
+        }
+    )
+    return Measured(
+        base, share(texts, domain), shares["before"], shares["ablated"], steered.surprise(clamped, texts)
+    )
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def _readme(demo: Path, found: dict[str, Measured], usual: float) -> str:
+    cards = read_cards(demo)
+    sae = open_sae(demo / "sae")
+    assert sae.manifest is not None
+    assert sae.hook is not None
+    summary = sae.manifest.training
+    size = sum(path.stat().st_size for path in demo.rglob("*") if path.is_file()) / 2**20
+    return TEMPLATE.format(
+        size=f"{size:.0f}",
+        hook=sae.hook.name,
+        d_sae=sae.d_sae,
+        ev=f"{summary['explained_variance']:.3f}",
+        r2=f"{summary['r2']:.3f}",
+        l0=f"{summary['l0']:.1f}",
+        dead=f"{summary['dead_fraction']:.1%}",
+        neutral=len(NEUTRAL_PROMPTS),
+        samples=SAMPLES,
+        own=len(DOMAIN_PROMPTS["legal"]),
+        own_samples=2 * SAMPLES,
+        tokens=TOKENS,
+        temperature=TEMPERATURE,
+        usual=f"{usual:.2f}",
+        features=FEATURES,
+        machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        rows="\n".join(_row(domain, cards[domain], found[domain]) for domain in DOMAINS),
+    )
+
+
+def _row(domain: str, card: dict[str, Any], measured: Measured) -> str:
+    first = card["features"][0]
+    best = max(card["features"], key=lambda item: float(item["f1"]))
+    cells = [
+        domain,
+        str(card["feature"]),
+        f"{first['f1']:.2f}",
+        f"{best['f1']:.2f} ({best['feature']})",
+        f"{card['clamp']['value']:g} × max",
+        f"{measured.base:.0%}",
+        f"**{measured.clamped:.0%}**",
+        f"{measured.surprise:.1f}",
+        str(len(card["ablate"])),
+        f"{measured.before:.0%}",
+        f"**{measured.ablated:.0%}**",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+TEMPLATE = """\
+# The demo's model and SAE
+
+A Llama-architecture language model trained on a corpus that this repository generates, and a BatchTopK SAE trained
+on what `steerserve harvest` captured at `{hook}` while vLLM served it. {size} MB together. Everything here is written
+by `make demo-assets` (`python -m demo.build`) from a fixed seed; this page by `python -m demo.evaluate`.
+
+| file | what |
+|---|---|
+| `model/` | config, tokenizer, chat template, weights in bfloat16, and the log of the training |
+| `sae/` | the SAE in SAELens' layout, `manifest.json` with labels, `stats.safetensors` with each feature's maximum |
+| `{features}` | for each domain its features with their scores, the clamp to use, and what to ablate |
+| `results.json` | the table below |
+
+The SAE: {d_sae} features, explained variance {ev}, R² {r2}, L0 {l0}, dead features {dead}, on held-out tokens.
+
+| domain | feature | its F1 | best F1 | clamp | unsteered | clamped | surprise | ablated features | before | ablated |
+|---|---|---|---|---|---|---|---|---|---|---|
+{rows}
+
+* F1: of the feature as a detector of the domain, token by token on held-out documents.
+* unsteered, clamped: share of continuations of {neutral} neutral prompts × {samples} samples that the grammar's own
+  labeller gives to the domain.
+* before, ablated: the same share on the domain's own {own} prompts × {own_samples} samples.
+* surprise: nats per token of the clamped text under the unsteered model, which finds its own text {usual}.
+* Continuations of {tokens} tokens at temperature {temperature}; seeds other than those that chose the clamps. {machine}.
+"""
+
+
+if __name__ == "__main__":
+    main()
