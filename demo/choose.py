@@ -1,4 +1,4 @@
-"""Choose by effect, not by score: the clamp that makes a neutral prompt a domain's, the ablation that ends it."""
+"""Choose by effect, not by score: the clamp that brings a domain about, and the ablation that ends it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from demo.steer import Steered, asks, share
 __all__ = ["Clamp", "ablation", "choose_ablations", "choose_clamps", "clamp"]
 
 # Multiples of a feature's recorded maximum.
-STRENGTHS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+STRENGTHS = (0.5, 0.75, 1.0, 1.5, 2.0)
 # With this share or more the likelier text wins: it keeps more of the model's own grammar.
 GOOD = 0.9
 # Ablations whose shares differ by less than this are alike.

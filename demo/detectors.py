@@ -1,4 +1,4 @@
-"""Which feature stands for which domain: token-level scores on held-out text, and shares of the mean difference."""
+"""Which feature stands for which domain: scores on held-out tokens, and shares of the mean difference."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def judge(sae: Sae, reader: ShardReader, tokenizer: Any, seed: int, held_out: in
     )
     best = f1.argmax(0, keepdim=True)
     threshold = torch.tensor(THRESHOLDS)[best[0]] * limits[:, None]
-    chosen = (part.gather(0, best)[0] for part in (precision, recall, f1))
-    return Detectors(*chosen, threshold, means.contribution())
+    precision, recall, f1 = (part.gather(0, best)[0] for part in (precision, recall, f1))
+    return Detectors(precision, recall, f1, threshold, means.contribution())
 
 
 class _Means:

@@ -121,6 +121,7 @@ def _readme(demo: Path, found: dict[str, Measured], usual: float) -> str:
         dead=f"{summary['dead_fraction']:.1%}",
         neutral=len(NEUTRAL_PROMPTS),
         samples=SAMPLES,
+        base_samples=BASE_SAMPLES,
         own=len(DOMAIN_PROMPTS["legal"]),
         own_samples=2 * SAMPLES,
         tokens=TOKENS,
@@ -154,29 +155,32 @@ def _row(domain: str, card: dict[str, Any], measured: Measured) -> str:
 TEMPLATE = """\
 # The demo's model and SAE
 
-A Llama-architecture language model trained on a corpus that this repository generates, and a BatchTopK SAE trained
-on what `steerserve harvest` captured at `{hook}` while vLLM served it. {size} MB together. Everything here is written
-by `make demo-assets` (`python -m demo.build`) from a fixed seed; this page by `python -m demo.evaluate`.
+A Llama-architecture language model trained on a corpus that this repository generates, and a BatchTopK SAE
+trained on what the plugin captured at `{hook}` while vLLM ran it. {size} MB together.
+`make demo-assets` (`python -m demo.build`) writes all of it from a fixed seed; `python -m demo.evaluate`
+measures again and writes this page.
 
 | file | what |
 |---|---|
 | `model/` | config, tokenizer, chat template, weights in bfloat16, and the log of the training |
-| `sae/` | the SAE in SAELens' layout, `manifest.json` with labels, `stats.safetensors` with each feature's maximum |
+| `sae/` | the SAE in SAELens' layout, `manifest.json` with labels, `stats.safetensors` with each maximum |
 | `{features}` | for each domain its features with their scores, the clamp to use, and what to ablate |
 | `results.json` | the table below |
 
-The SAE: {d_sae} features, explained variance {ev}, R² {r2}, L0 {l0}, dead features {dead}, on held-out tokens.
+The SAE has {d_sae} features. On held-out tokens: explained variance {ev}, R² {r2}, L0 {l0}, dead {dead}.
 
-| domain | feature | its F1 | best F1 | clamp | unsteered | clamped | surprise | ablated features | before | ablated |
+| domain | feature | F1 | best F1 | clamp | unsteered | clamped | surprise | ablated | before | after |
 |---|---|---|---|---|---|---|---|---|---|---|
 {rows}
 
-* F1: of the feature as a detector of the domain, token by token on held-out documents.
-* unsteered, clamped: share of continuations of {neutral} neutral prompts × {samples} samples that the grammar's own
-  labeller gives to the domain.
-* before, ablated: the same share on the domain's own {own} prompts × {own_samples} samples.
+* F1: of the feature as a detector of the domain, token by token on held-out documents; best F1: of any.
+* unsteered, clamped: share of continuations of {neutral} neutral prompts × {samples} samples that the
+  grammar's own labeller gives to the domain (unsteered: × {base_samples} samples).
+* ablated: how many features; before, after: the domain's share on its own {own} prompts × {own_samples}
+  samples.
 * surprise: nats per token of the clamped text under the unsteered model, which finds its own text {usual}.
-* Continuations of {tokens} tokens at temperature {temperature}; seeds other than those that chose the clamps. {machine}.
+* {tokens} tokens each, at temperature {temperature}; seeds other than those by which the clamps were chosen.
+* Measured on {machine}.
 """
 
 

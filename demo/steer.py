@@ -1,4 +1,4 @@
-"""The demo model under steering, offline: many prompts in one batch, and whose words their continuations use."""
+"""The demo model under steering, offline: many prompts at once, and whose words their continuations use."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from rich.progress import track
+
 from demo.corpus.labeller import label
 
 __all__ = ["TEMPERATURE", "TOKENS", "Ask", "Steered", "asks", "prepare_environment", "share"]
 
 TEMPERATURE = 0.8
 TOKENS = 24
-BATCH = 2048
+BATCH = 512
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Steered:
         from vllm import SamplingParams
 
         texts: list[str] = []
-        for start in range(0, len(wanted), BATCH):
+        for start in track(range(0, len(wanted), BATCH), "continuations", disable=len(wanted) <= BATCH):
             part = wanted[start : start + BATCH]
             params = [
                 SamplingParams(
@@ -91,7 +93,7 @@ class Steered:
         return texts
 
     def shares(self, wanted: Mapping[Any, tuple[str, list[Ask]]], tokens: int = TOKENS) -> dict[Any, float]:
-        """For each named (domain, requests): the domain's share, all of them in one batch."""
+        """For each named (domain, requests): the domain's share, all of them together."""
         flat = [ask for _, group in wanted.values() for ask in group]
         texts = iter(self.texts(flat, tokens))
         return {name: share([next(texts) for _ in group], domain) for name, (domain, group) in wanted.items()}

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from vllm.model_executor.models.utils import PPMissingLayer
 
 from steerserve.errors import IncompatibleError
 
@@ -36,27 +37,32 @@ class LayerList:
 
 
 def find_layers(model: nn.Module, n_layers: int) -> LayerList:
-    """The one list of `n_layers` decoder layers that its owner walks from `start_layer` to `end_layer`.
+    """The one list of `n_layers` modules that turn hidden states into hidden states.
+
+    Holds for vLLM's own models and for those it runs through Transformers. Layers of other pipeline stages
+    are placeholders in the same list.
 
     Raises: IncompatibleError if there is none, or more than one.
     """
-    found = list(_candidates(model, n_layers))
+    found = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers and _here(module)
+    ]
     if len(found) != 1:
         raise IncompatibleError(
             f"expected one list of {n_layers} decoder layers in {type(model).__name__}, found {len(found)}: "
             "this model's residual stream cannot be located with certainty"
         )
-    return found[0]
+    here = _here(found[0])
+    return LayerList(found[0], here[0], here[-1] + 1)
 
 
-def _candidates(model: nn.Module, n_layers: int) -> Iterable[LayerList]:
-    for module in model.modules():
-        start, end = getattr(module, "start_layer", None), getattr(module, "end_layer", None)
-        if not isinstance(start, int) or not isinstance(end, int):
-            continue
-        for child in module.children():
-            if isinstance(child, nn.ModuleList) and len(child) == n_layers:
-                yield LayerList(child, start, end)
+def _here(layers: nn.ModuleList) -> list[int]:
+    """The indices of the decoder layers that this process holds; empty if they are something else."""
+    held = [i for i, layer in enumerate(layers) if not isinstance(layer, PPMissingLayer)]
+    takes = (inspect.signature(layers[i].forward).parameters for i in held)
+    return held if all("hidden_states" in parameters for parameters in takes) else []
 
 
 def hook_points(layers: LayerList, points: Iterable[int], width: int) -> list[int]:
@@ -78,8 +84,6 @@ def hook_points(layers: LayerList, points: Iterable[int], width: int) -> list[in
 def _hook(layer: nn.Module, *, before: bool, after: int | None, width: int) -> None:
     cls = type(layer)
     parameters = list(inspect.signature(cls.forward).parameters)
-    if "hidden_states" not in parameters:
-        raise IncompatibleError(f"{cls.__name__}.forward takes {parameters[1:]}, expected `hidden_states`")
     if "residual" in parameters:
         _check_residual_is_added(layer, width)
     forward = _steered_forward(cls, parameters.index("hidden_states") - 1, before, after, width)
@@ -111,9 +115,11 @@ def _steered_forward(
 
 
 def _steered(stream: Tensor, addend: Tensor | None, point: int, width: int) -> Tensor:
-    if stream.dim() != 2 or stream.shape[1] != width:
+    # Models that run through Transformers carry a batch dimension of one.
+    flat = stream[0] if stream.dim() == 3 and stream.shape[0] == 1 else stream
+    if flat.dim() != 2 or flat.shape[1] != width:
         raise IncompatibleError(f"expected a stream of shape [tokens, {width}], got {tuple(stream.shape)}")
-    steer_op(stream, addend, point)
+    steer_op(flat, addend, point)
     return stream
 
 

@@ -10,8 +10,6 @@ import numpy as np
 from steerserve.hookpoint import HookPoint
 
 from .admission import plan_of
-from .layers import find_layers, hook_points
-from .op import bind
 from .seams import wrap
 from .setup import catalog_for, check_engine, config_for
 
@@ -55,10 +53,13 @@ def _wrap_load_model(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _attach(runner: Any) -> None:
-    # Not at the top: numba must not be loaded while vLLM's CPU workers scan every module for kernels.
+    # Not at the top: numba must not be loaded while vLLM's CPU workers scan every module for kernels, and
+    # model classes not before vLLM asks for them.
     from steerserve.runtime import Runtime
 
     from .harvest import open_capture
+    from .layers import find_layers, hook_points
+    from .op import bind
 
     vllm_config = runner.vllm_config
     catalog = catalog_for(vllm_config)

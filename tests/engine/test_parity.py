@@ -79,6 +79,7 @@ LENGTHS = [1, 5, 12, 17, 33, 60, 110, 150]
         {"family": "gemma2"},
         {"family": "gpt2"},
         {"family": "qwen3"},
+        {"family": "olmo2"},
     ],
     indirect=True,
     ids=lambda options: options["family"],

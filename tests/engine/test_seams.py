@@ -81,10 +81,14 @@ def test_what_cannot_be_served_exactly_is_refused_before_the_engine_starts(
         InputProcessor(config)
 
 
+class _Layer(nn.Module):
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states
+
+
 class _Owner(nn.Module):
     def __init__(self, layer: Callable[[], nn.Module], lists: int = 1) -> None:
         super().__init__()
-        self.start_layer, self.end_layer = 0, 3
         for i in range(lists):
             setattr(self, f"layers{i}", nn.ModuleList(layer() for _ in range(3)))
 
@@ -108,7 +112,7 @@ class _SkipsTheSum(nn.Module):
 @pytest.mark.parametrize("lists", [0, 2])
 def test_a_model_whose_layers_are_not_found_for_certain_is_refused(lists: int) -> None:
     with pytest.raises(IncompatibleError, match=f"found {lists}"):
-        find_layers(_Owner(nn.Identity, lists), 3)
+        find_layers(_Owner(_Layer, lists), 3)
 
 
 def test_a_model_whose_stream_is_not_the_sum_is_refused() -> None:

@@ -1,6 +1,6 @@
 """Builds vLLM's own model of each family (random weights, one process) and hooks it; prints what came of it.
 
-Run as `python -m tests.support.families FOLDER`: a process of its own, because vLLM's parallel state is global.
+Run as `python -m tests.support.families FOLDER`: in its own process, as vLLM's parallel state is global.
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ def _write(folder: Path, family: str) -> Path:
 
 
 def _hook(config: Any) -> Any:
-    from steerserve_vllm.layers import find_layers, hook_points
     from vllm.model_executor.model_loader.utils import initialize_model
 
     from steerserve.errors import IncompatibleError
+    from steerserve_vllm.layers import find_layers, hook_points
 
     with torch.device("cpu"):
         model = initialize_model(config)

@@ -14,6 +14,7 @@ from transformers import (
     Gemma2Config,
     GPT2Config,
     LlamaConfig,
+    Olmo2Config,
     PretrainedConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
@@ -47,6 +48,8 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(**_SHARED),
     "gemma2": Gemma2Config(**_SHARED, query_pre_attn_scalar=32, sliding_window=128),
     "qwen3": Qwen3Config(**_SHARED),
+    # vLLM runs this one through Transformers.
+    "olmo2": Olmo2Config(**_SHARED),
     "gpt2": GPT2Config(
         vocab_size=VOCAB,
         n_embd=D_MODEL,
