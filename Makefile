@@ -3,7 +3,7 @@
 PYTHON_IN_VENV := .venv/bin/python
 DEMO := sae_weights/demo
 INSTALL_INPUTS := pyproject.toml constraints.txt overrides.txt scripts/install.sh
-SOURCES := $(wildcard steerserve plugins demo)
+SOURCES := $(wildcard steerserve plugins demo benchmarks)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo serve test check bench demo-assets clean

@@ -29,6 +29,8 @@ __all__ = ["main"]
 SHOWN = ("music", "weather", "colour")
 ABLATED = "insult"
 TOKENS = 24
+# Rows of one report that are shown; an ablation may name sixteen features.
+REPORTED = 4
 SEED = 7
 
 
@@ -138,7 +140,7 @@ def show_reports(console: Console, replies: dict[str, Reply]) -> None:
     columns = ("request", "feature", "op", "tokens", "mean before → after", "max before → after")
     table = Table(*columns, title="Reports")
     for name, reply in replies.items():
-        for entry in reply.report.get("interventions", []):
+        for entry in reply.report.get("interventions", [])[:REPORTED]:
             before, after = entry["before"] or {}, entry["after"] or {}
             spans = (f"{before.get(key, 0):.2f} → {after.get(key, 0):.2f}" for key in ("mean", "max"))
             table.add_row(name, str(entry["feature"]), entry["op"], str(entry["tokens"]), *spans)
@@ -165,7 +167,7 @@ def main() -> None:
                 server.wait()
             failed = asyncio.run(show_all(server, console, read_cards(given.demo)))
     except (ServerDied, OpenAIError) as error:
-        console.print(f"[red]{type(error).__name__}[/]:", str(error), markup=True)
+        console.print(f"{type(error).__name__}: {error}", style="red", markup=False, highlight=False)
         sys.exit(1)
     if failed:
         console.print("[red]did not hold:[/]", ", ".join(failed))

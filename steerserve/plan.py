@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import inf
 from typing import Any
 
@@ -77,7 +77,11 @@ class Plan:
 
     def selector(self, prompt_len: int) -> Selector:
         """The plan's windows, resolved for a prompt of `prompt_len` tokens."""
-        return resolve([row.window for row in self.rows], prompt_len)
+        return _resolved(tuple(row.window for row in self.rows), prompt_len)
+
+
+# Most plans share their windows: the engine core and the worker meet them again with every request.
+_resolved = lru_cache(maxsize=64)(resolve)
 
 
 def compile_plan(spec: SteeringSpec, catalog: Catalog) -> Plan:

@@ -26,6 +26,7 @@ from .window import Selector
 __all__ = ["Runtime"]
 
 Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
 
 
 @dataclass
@@ -46,11 +47,11 @@ class _Step:
     """What a step steered, until its tokens can be counted."""
 
     ids: list[str]
-    requests: list[_Request | None]
+    settled: Int64
     table_of: Int32
     count: int
     ends: Int32
-    drafts: Int32
+    drafts: Int32 | None
 
 
 class Runtime:
@@ -73,7 +74,10 @@ class Runtime:
         self.buffers = {point: PointBuffers(max_requests, rows, catalog.d_model) for point in points}
         self.tokens = TokenMap(max_tokens, vocab, catalog.special_tokens)
         self.tallies = Tallies(max_requests)
+        self._counted = {p: (b.count.numpy(), b.bit.numpy()) for p, b in self.buffers.items()}
         self._trace = {point: torch.empty(max_tokens, rows, 2) for point in points}
+        self._trace_view = {point: trace.numpy() for point, trace in self._trace.items()}
+        self._settled = np.empty(0, dtype=np.int64)
         self._requests: dict[str, _Request] = {}
         self._plans: dict[str, Plan] = {}
         self._batch_ids: list[str] = []
@@ -145,9 +149,8 @@ class Runtime:
             return
         count = self.tokens.fill(self._layout, scheduled, computed, token_ids)
         if count:
-            drafted = np.zeros_like(scheduled) if drafts is None else drafts
             ends = computed + scheduled
-            self._pending = _Step(self._batch_ids, self._batch, self._table_of, count, ends, drafted)
+            self._pending = _Step(self._batch_ids, self._settled, self._table_of, count, ends, drafts)
 
     def end_step(self) -> None:
         """The forward pass is over: whatever runs the model next (a warm-up, an idle step) is not steered."""
@@ -163,23 +166,28 @@ class Runtime:
         step = self._pending
         if step is None:
             return
-        known = computed_now or {}
-        limits = step.ends - step.drafts
-        settled = np.zeros(len(limits), dtype=np.int64)
-        for r, (request_id, request) in enumerate(zip(step.ids, step.requests, strict=True)):
-            if request is not None:
-                settled[r] = request.settled
-                limits[r] = max(request.settled, min(known.get(request_id, limits[r]), step.ends[r]))
-                request.settled = int(limits[r])
-        owner, position = self.tokens.owner[: step.count], self.tokens.position[: step.count]
-        counted = (position >= settled[owner]) & (position < limits[owner])
-        if not counted.any():
-            return
-        slot = self.tokens.slot[: step.count].numpy()
-        for point, buffers in self.buffers.items():
-            rows, bit = buffers.count.numpy(), buffers.bit.numpy()
-            trace = self._trace[point].numpy()
-            self.tallies.count(step.table_of, owner, counted, slot, rows, bit, trace)
+        ends = step.ends.astype(np.int64)
+        limits = ends if step.drafts is None else ends - step.drafts
+        if computed_now:
+            known = np.array([computed_now.get(request_id, -1) for request_id in step.ids], dtype=np.int64)
+            limits = np.where(known < 0, limits, np.minimum(known, ends))
+        limits = np.maximum(step.settled, limits)
+        n, tokens = step.count, self.tokens
+        for point, (rows, bit) in self._counted.items():
+            self.tallies.count(
+                step.table_of,
+                tokens.owner[:n],
+                tokens.position[:n],
+                step.settled,
+                limits,
+                tokens.slot_view,
+                rows,
+                bit,
+                self._trace_view[point],
+            )
+        step.settled[:] = limits
+        if step.drafts is None:
+            self._pending = None
 
     def steer(self, point: int, stream: Tensor, addend: Tensor | None) -> None:
         """The op at one hook point, on the step's tokens; in place (see `steer_reference`)."""
@@ -217,6 +225,9 @@ class Runtime:
         return self.tallies.read(request.table, request.plan, request.from_cache)
 
     def _enter(self, request_ids: list[str]) -> None:
+        for request, settled in zip(self._batch, self._settled.tolist(), strict=True):
+            if request is not None:
+                request.settled = settled
         batch = [self._requests.get(request_id) for request_id in request_ids]
         present = {id(request) for request in batch if request is not None}
         for request in self._requests.values():
@@ -226,6 +237,7 @@ class Runtime:
             if entering is not None and entering.slot < 0:
                 self._take_slot(entering)
         self._batch, self._batch_ids = batch, list(request_ids)
+        self._settled = np.array([0 if r is None else r.settled for r in batch], dtype=np.int64)
         self._table_of = np.array([-1 if r is None else r.table for r in batch], dtype=np.int32)
         self._layout = None
         if present:

@@ -91,7 +91,9 @@ class Tallies:
         self,
         table_of: NDArray[np.int32],
         owner: NDArray[np.int32],
-        counted: NDArray[np.bool_],
+        position: NDArray[np.int64],
+        settled: NDArray[np.int64],
+        limit: NDArray[np.int64],
         slot: NDArray[np.int32],
         rows: NDArray[np.int32],
         bit: NDArray[np.int32],
@@ -102,12 +104,14 @@ class Tallies:
         Args:
             table_of: [R] table number of each request of the batch, −1 for none.
             owner: [n] each steered token's request.
-            counted: [n] whether the token counts (not one that is computed again, nor a rejected draft).
+            position: [n] each token's position in its request.
+            settled, limit: [R] half-open range of positions that count now: not those computed again, nor
+                rejected drafts.
             slot: [n] each token's slot.
             rows: [S] rows in use of each slot; bit: [S, K] their bits in the plan.
             trace: [≥ n, K, 2] f and f' where a row applied, NaN elsewhere.
         """
-        _count(self._table, table_of, owner, counted, slot, rows, bit, trace)
+        _count(self._table, table_of, owner, position, settled, limit, slot, rows, bit, trace)
 
 
 def _tokens(tally: Tally) -> Counter[tuple[str, str]]:
@@ -118,18 +122,28 @@ def _tokens(tally: Tally) -> Counter[tuple[str, str]]:
 
 
 _SIGNATURE = (
-    "void(float64[:, :, ::1], int32[::1], int32[::1], boolean[::1], int32[::1], int32[::1], int32[:, ::1], "
-    "float32[:, :, ::1])"
+    "void(float64[:, :, ::1], int32[::1], int32[::1], int64[::1], int64[::1], int64[::1], int32[::1], "
+    "int32[::1], int32[:, ::1], float32[:, :, ::1])"
 )
 
 
 @numba.njit(_SIGNATURE, nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def _count(
-    table: Any, table_of: Any, owner: Any, counted: Any, slot: Any, rows: Any, bit: Any, trace: Any
+    table: Any,
+    table_of: Any,
+    owner: Any,
+    position: Any,
+    settled: Any,
+    limit: Any,
+    slot: Any,
+    rows: Any,
+    bit: Any,
+    trace: Any,
 ) -> None:
     for t in range(owner.shape[0]):
-        number = table_of[owner[t]]
-        if number < 0 or not counted[t]:
+        r = owner[t]
+        number = table_of[r]
+        if number < 0 or not settled[r] <= position[t] < limit[r]:
             continue
         for k in range(rows[slot[t]]):
             before, after, row = trace[t, k, 0], trace[t, k, 1], bit[slot[t], k]

@@ -79,6 +79,11 @@ class TokenMap:
         self.index = torch.zeros(max_tokens, dtype=torch.int64)
         self.slot = torch.full((max_tokens,), -1, dtype=torch.int32)
         self.rows = torch.zeros(max_tokens, dtype=torch.int64)
+        self.index_view, self.slot_view, self.rows_view = (
+            self.index.numpy(),
+            self.slot.numpy(),
+            self.rows.numpy(),
+        )
         self.owner = np.zeros(max_tokens, dtype=np.int32)
         self.position = np.zeros(max_tokens, dtype=np.int64)
         self.special = np.zeros(vocab, dtype=np.bool_)
@@ -109,9 +114,9 @@ class TokenMap:
             computed,
             token_ids,
             self.special,
-            self.index.numpy(),
-            self.slot.numpy(),
-            self.rows.numpy(),
+            self.index_view,
+            self.slot_view,
+            self.rows_view,
             self.owner,
             self.position,
         )

@@ -90,8 +90,8 @@ class Selector:
 
     `starts` [n] are positions at which anything changes, ascending from 0; from `starts[i]` on, `base[i]`
     holds the rows that are included by position and `eligible[i]` those that a listed token would include.
-    `token_ids` [m] ascending are the tokens that rows name, with the rows that each one includes and excludes.
-    `special_ok` are the rows that touch special tokens.
+    `token_ids` [m] ascending are the tokens that rows name, with the rows that each one includes and
+    excludes. `special_ok` are the rows that touch special tokens.
     """
 
     starts: Int64

@@ -71,6 +71,9 @@ def _rpc(engine_client: Any) -> Any:
             return replies
         everywhere = engine_client.engine_core.call_utility_all_async
         replicas = await everywhere("collective_rpc", _COLLECT, None, (tickets,), {})
-        return [reply for replica in replicas for reply in replica]
+        # Dense models' replicas all call themselves rank 0.
+        return [
+            {**reply, "dp_rank": rank} for rank, replica in enumerate(replicas) for reply in replica if reply
+        ]
 
     return collect

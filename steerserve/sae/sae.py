@@ -153,19 +153,20 @@ class Sae:
     def _fold(self, which: Tensor | slice) -> FeatureRows:
         stored, act = self.stored, self.activation
         # Folding cancels large terms (b_enc against W·b_dec), so it is done in float64 and rounded once.
-        encoder = stored.encoder[which].double()
-        bias = stored.bias[which].double()
+        encoder = _pick(stored.encoder, which).double()
+        bias = _pick(stored.bias, which).double()
         if stored.pre_bias is not None:
             bias = bias - encoder @ stored.pre_bias.double()
-        row_scale = stored.encoder_scale[which].double()
-        decoder = stored.decoder[which].double() * stored.decoder_scale[which].double().unsqueeze(1)
+        row_scale = _pick(stored.encoder_scale, which).double()
+        decoder = _pick(stored.decoder, which).double()
+        decoder *= _pick(stored.decoder_scale, which).double().unsqueeze(1)
         return FeatureRows(
             encoder=(encoder * (row_scale * stored.input_scale).unsqueeze(1)).float().contiguous(),
             bias=(bias * row_scale).float(),
-            threshold=act.threshold[which].clone(),
-            scale=act.scale[which].clone(),
-            shift=act.shift[which].clone(),
-            floor=act.floor[which].clone(),
+            threshold=_pick(act.threshold, which).clone(),
+            scale=_pick(act.scale, which).clone(),
+            shift=_pick(act.shift, which).clone(),
+            floor=_pick(act.floor, which).clone(),
             decoder=(decoder / stored.input_scale).float().contiguous(),
         )
 
@@ -177,3 +178,8 @@ class Sae:
     def _check_index(self, feature: int) -> None:
         if not 0 <= feature < self.d_sae:
             raise CheckpointError(f"expected features in [0, {self.d_sae}), got {feature}", path=self.path)
+
+
+def _pick(part: Tensor, which: Tensor | slice) -> Tensor:
+    """`part[which]`. Indexing by a tensor starts torch's thread pool, whose threads wait for busy cores."""
+    return part[which] if isinstance(which, slice) else part.index_select(0, which)

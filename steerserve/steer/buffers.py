@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..catalog import Catalog
@@ -21,8 +25,8 @@ class PointBuffers:
 
     encoder, decoder [S, K, d]; params [S, K, 9]; above, below [S, K, K]: row i applies where
     above[i, j] < f_j < below[i, j] for all j; bit [S, K]: a row's bit in the token's mask, −1 for a row that
-    only conditions read; count [S]: rows in use. Pages that no plan ever filled are never touched, so they
-    cost no memory.
+    only conditions read; count [S]: rows in use; gated [S, K]: whether a row
+    has a condition. Pages that no plan ever filled are never touched, so they cost no memory.
     """
 
     def __init__(self, slots: int, rows: int, width: int, device: torch.device | str = "cpu") -> None:
@@ -36,6 +40,13 @@ class PointBuffers:
         self.below = empty(slots, rows, rows)
         self.bit = empty(slots, rows, dtype=torch.int32)
         self.count = torch.zeros(slots, dtype=torch.int32, device=device)
+        self.gated = torch.zeros(slots, rows, dtype=torch.bool, device=device)
+
+    @cached_property
+    def views(self) -> tuple[NDArray[Any], ...]:
+        """The arrays that the CPU kernel takes, in its order; they share the buffers' memory."""
+        matrices = (self.encoder, self.decoder, self.params, self.above, self.below)
+        return tuple(part.numpy() for part in (*matrices, self.bit, self.count, self.gated))
 
     def write(self, slot: int, plan: Plan, point: int, catalog: Catalog) -> None:
         """Fill a slot with the plan's rows at this hook point, read from the memory-mapped weights."""
@@ -49,10 +60,10 @@ class PointBuffers:
             features = [feature for key, feature in order if key == source]
             at = torch.tensor([place[source, feature] for feature in features])
             weights = catalog.sources[source].rows(features)
-            self.encoder[slot, at] = weights.encoder.to(self.encoder.device)
-            self.decoder[slot, at] = weights.decoder.to(self.decoder.device)
+            self.encoder[slot].index_copy_(0, at, weights.encoder.to(self.encoder.device))
+            self.decoder[slot].index_copy_(0, at, weights.decoder.to(self.decoder.device))
             activation = (weights.bias, weights.threshold, weights.scale, weights.shift, weights.floor)
-            self.params[slot, at, :A] = torch.stack(activation, dim=1).to(self.params.device)
+            self.params[slot, :, :A].index_copy_(0, at, torch.stack(activation, dim=1).to(self.params.device))
         used = len(order)
         self._write_edits(slot, rows, used, place)
         self.count[slot] = used
@@ -60,18 +71,22 @@ class PointBuffers:
     def _write_edits(
         self, slot: int, rows: Sequence[tuple[int, Row]], used: int, place: dict[tuple[str, int], int]
     ) -> None:
-        self.params[slot, :used, A:] = torch.tensor([1.0, 0.0, -torch.inf, torch.inf])
-        self.bit[slot, :used] = -1
-        self.above[slot, :used, :used] = -torch.inf
-        self.below[slot, :used, :used] = torch.inf
+        edits = np.tile(np.array([1.0, 0.0, -np.inf, np.inf], dtype=np.float32), (used, 1))
+        bits = np.full(used, -1, dtype=np.int32)
+        gated = np.zeros(used, dtype=np.bool_)
+        above = np.full((used, used), -np.inf, dtype=np.float32)
+        below = np.full((used, used), np.inf, dtype=np.float32)
         for bit, row in rows:
             i = place[row.source, row.feature]
-            self.bit[slot, i] = bit
-            self.params[slot, i, A:] = torch.tensor([row.a, row.c, row.lo, row.hi])
+            bits[i], gated[i], edits[i] = bit, bool(row.gates), (row.a, row.c, row.lo, row.hi)
             for gate in row.gates:
                 j = place[gate.source, gate.feature]
-                self.above[slot, i, j] = max(float(self.above[slot, i, j]), gate.above)
-                self.below[slot, i, j] = min(float(self.below[slot, i, j]), gate.below)
+                above[i, j], below[i, j] = max(above[i, j], gate.above), min(below[i, j], gate.below)
+        self.params[slot, :used, A:] = torch.from_numpy(edits)
+        self.bit[slot, :used] = torch.from_numpy(bits)
+        self.gated[slot, :used] = torch.from_numpy(gated)
+        self.above[slot, :used, :used] = torch.from_numpy(above)
+        self.below[slot, :used, :used] = torch.from_numpy(below)
 
 
 def _reading_order(rows: Sequence[Row]) -> list[tuple[str, int]]:

@@ -10,6 +10,7 @@ from vllm.lora.request import LoRARequest
 
 from tests.support.engine import Engine, random_prompts
 from tests.support.lora import make_adapter, merge_adapter
+from tests.support.models import BOS, EOS, PAD
 
 PLAN: list[dict[str, Any]] = [
     {"sae": "jump", "feature": 3, "op": "clamp", "value": 4.0},
@@ -20,6 +21,11 @@ PLAN: list[dict[str, Any]] = [
 def _counts(engine: Engine, tickets: list[str]) -> list[list[int]]:
     tallies = engine.collect(*tickets)["tallies"]
     return [[row[1] + row[2] for row in sorted(tallies[ticket])] for ticket in tickets]
+
+
+def _ordinary(tokens: list[int]) -> int:
+    """How many are not special: those alone are steered, whatever the model came up with."""
+    return sum(token not in (BOS, EOS, PAD) for token in tokens)
 
 
 def _counter(engine: Engine, name: str) -> float:
@@ -38,8 +44,9 @@ def test_preempted_and_resumed_requests_are_steered_and_counted_once(engine: Eng
     replies = engine.generate(prompts, [PLAN] * 8, tickets, max_tokens=60)
     assert _counter(engine, "vllm:num_preemptions") > 0
     engine.check(prompts, [PLAN] * 8, replies)
-    # 60 ordinary prompt tokens and 59 fed back; generation starts at the last prompt token.
-    assert _counts(engine, tickets) == [[60 + 59, 1 + 59]] * 8
+    # 60 ordinary prompt tokens and what was fed back; generation starts at the last prompt token.
+    fed = [_ordinary(reply.tokens[:-1]) for reply in replies]
+    assert _counts(engine, tickets) == [[60 + n, 1 + n] for n in fed]
 
 
 @pytest.mark.parametrize(
@@ -61,15 +68,20 @@ def test_speculated_tokens_are_steered_and_rejected_ones_not_counted(engine: Eng
     replies = engine.generate(prompts, [PLAN] * 2, tickets, max_tokens=40)
     assert _counter(engine, "vllm:spec_decode_num_draft_tokens") > 0
     engine.check(prompts, [PLAN] * 2, replies)
-    for (whole, generated), prompt in zip(_counts(engine, tickets), prompts, strict=True):
-        # What the last step accepted beyond the last reply token is not known to the worker: at most its
-        # drafts. assert len(prompt) - 1 + 39 - 3 <= whole <= len(prompt) - 1 + 39
+    for (whole, generated), prompt, reply in zip(_counts(engine, tickets), prompts, replies, strict=True):
+        fed = _ordinary(reply.tokens[:-1])
+        # Which drafts of its last step a request accepted is not known to the worker.
+        assert len(prompt) - 1 + fed - 3 <= whole <= len(prompt) - 1 + fed
         assert whole - generated == len(prompt) - 2
 
 
 @pytest.mark.parametrize(
     "engine",
-    [{"family": "llama", "tensor_parallel_size": 2}, {"family": "llama", "pipeline_parallel_size": 2}],
+    [
+        {"family": "llama", "tensor_parallel_size": 2},
+        # Not eager: stock vLLM 0.32 on CPU fails there, for it sizes the stages' buffers in its warm-up only.
+        {"family": "llama", "pipeline_parallel_size": 2, "enforce_eager": False},
+    ],
     indirect=True,
     ids=["tp2", "pp2"],
 )

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MAY_IMPORT_VLLM = (
-    "tests/support/engine.py",
+    "tests/support/",
     "plugins/",
     "tests/engine/",
     "tests/server/",
