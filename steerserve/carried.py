@@ -21,12 +21,14 @@ def new_ticket() -> str:
 class Carried:
     """The steering of the HTTP request that is being served in this context.
 
-    `admitted` counts the engine requests that took it. Zero after the reply began means that the route
-    never reached admission, and that the reply must not pass for a steered one.
+    `seconds` is what parsing and compiling took. `admitted` counts the engine requests that took it: zero
+    after the reply began means that the route never reached admission, and that the reply must not pass for a
+    steered one.
     """
 
     spec: SteeringSpec
     plan: Plan
+    seconds: float = 0.0
     ticket: str = field(default_factory=new_ticket)
     admitted: int = 0
 

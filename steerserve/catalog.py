@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,6 @@ from .sae import Direction, FeatureRows, Hook, Sae, open_sae, read_direction
 
 __all__ = ["Catalog", "Source", "build_catalog"]
 
-DEFAULT_MAX_ACTIVATION = 400.0
 DIRECTION_PREFIX = "direction:"
 SAE_PREFIX = "sae:"
 
@@ -44,13 +44,11 @@ class Source:
         """The serving form of the named features."""
         return self.body.rows(features) if isinstance(self.body, Sae) else self.body.rows()
 
-    def max_activation(self, feature: int) -> float:
-        """The feature's recorded maximum activation, raw units; 400 where there are no statistics."""
+    def max_activation(self, feature: int) -> float | None:
+        """The feature's recorded maximum activation, raw units; None where there are no statistics."""
         if isinstance(self.body, Sae):
-            known = self.body.max_activation(feature)
-        else:
-            known = self.body.statistics.get("max_activation")
-        return DEFAULT_MAX_ACTIVATION if known is None else known
+            return self.body.max_activation(feature)
+        return self.body.statistics.get("max_activation")
 
     def feature(self, ref: int | str, at: Sequence[str | int]) -> int:
         """The index that an index or a label means.
@@ -210,5 +208,6 @@ def _fingerprint(path: Path) -> str:
 
 
 def _hint(got: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(got, list(known), n=1)
+    # Bounded: this runs on the server's event loop.
+    close = difflib.get_close_matches(got, list(itertools.islice(known, 1000)), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -92,7 +92,7 @@ def serve_command(model: str, ours: dict[str, Any], rest: list[str]) -> tuple[li
     config = parse_config(additional)
     assert config is not None
     _check_files(config)
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model]
+    command = [sys.executable, "-m", "steerserve_vllm.vllm_command", "serve", model]
     return [*command, "--additional-config", json.dumps(additional), *rest], _environment()
 
 

@@ -120,7 +120,7 @@ def _compile_row(intervention: Intervention, catalog: Catalog, at: Sequence[str 
         feature = source.feature(intervention.feature, (*at, "feature"))
     value = intervention.value or 0.0
     if intervention.unit == "max":
-        value *= source.max_activation(feature)
+        value *= _maximum(source, feature, (*at, "unit"))
     a, c, lo, hi = _EDITS[intervention.op](value)
     gates = [_gate(c, source, catalog, (*at, "when")) for c in intervention.conditions]
     if intervention.only_if_active:
@@ -129,6 +129,14 @@ def _compile_row(intervention: Intervention, catalog: Catalog, at: Sequence[str 
     window = Window.of(intervention.where)
     _check_special(window, catalog, (*at, "where", "tokens"))
     return Row(source.point.index, source.key, feature, intervention.op, a, c, lo, hi, tuple(gates), window)
+
+
+def _maximum(source: Source, feature: int, at: Sequence[str | int]) -> float:
+    known = source.max_activation(feature)
+    if known is None:
+        message = f'expected `unit` "raw": `{source.name}` has no recorded maximum activations'
+        raise RequestError(message, at=at, reason="unsupported")
+    return known
 
 
 # op → (a, c, lo, hi) of f' = min(max(a·f + c, lo), hi)

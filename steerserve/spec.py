@@ -6,6 +6,7 @@ Everything deeper in the system sees a frozen `SteeringSpec` and checks nothing 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -138,9 +139,9 @@ def _refuse_constant(name: str) -> float:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     seen = dict(pairs)
     if len(seen) != len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = next(key for key in keys if keys.count(key) > 1)
-        raise RequestError(f"expected each key once, got `{repeated}` twice")
+        counts = Counter(key for key, _ in pairs)
+        repeated = counts.most_common(1)[0][0]
+        raise RequestError(f"expected each key once, got `{repeated[:64]}` twice")
     return seen
 
 

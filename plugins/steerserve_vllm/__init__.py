@@ -21,7 +21,7 @@ def register() -> None:
         return
     from steerserve.errors import IncompatibleError
 
-    from . import admission, launcher, prefix_cache, runner_v1, seams, worker
+    from . import admission, prefix_cache, runner_v1, seams, worker
 
     _registered = True
     try:
@@ -33,4 +33,3 @@ def register() -> None:
     prefix_cache.install()
     runner_v1.install()
     worker.install()
-    launcher.install()

@@ -19,6 +19,7 @@ from steerserve.metrics import count_rejection, observe_admission
 from steerserve.plan import Plan, compile_plan
 from steerserve.spec import parse_spec, parse_spec_json
 
+from . import front_end
 from .seams import wrap
 from .setup import catalog_for, check_engine, config_for
 
@@ -49,6 +50,7 @@ def _wrap_init(original: Callable[..., Any]) -> Callable[..., Any]:
         if config_for(vllm_config) is not None:
             check_engine(vllm_config)
             catalog_for(vllm_config)
+            front_end.install()
         original(self, vllm_config, *args, **kwargs)
         self.process_inputs_async = _in_thread_with_context(self.process_inputs, self.renderer._executor)
 
@@ -81,7 +83,7 @@ def _wrap_process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
         except RequestError as error:
             count_rejection(error.reason)
             raise VLLMValidationError(str(error), parameter=error.param) from error
-        spent = time.perf_counter() - started
+        spent = time.perf_counter() - started + (carried.seconds if carried is not None else 0.0)
         request = original(self, request_id, prompt, params, *args, **kwargs)
         try:
             _check_request(request)

@@ -12,7 +12,7 @@ from typing import Any
 from steerserve.config import parse_config
 from steerserve.errors import IncompatibleError
 
-__all__ = ["SEAMS", "Seam", "check", "refuse_configuration", "wrap"]
+__all__ = ["FRONT_END_SEAMS", "SEAMS", "Seam", "check", "refuse_configuration", "wrap"]
 
 TESTED_VERSIONS = ("0.32.0",)
 
@@ -70,20 +70,28 @@ SEAMS = {
         "GPUModelRunner._model_forward",
         ("self", "input_ids", "positions", "intermediate_tensors", "inputs_embeds"),
     ),
+}
+
+
+# Only the front end has these, and only it pays for importing them.
+FRONT_END_SEAMS = {
     "attach_endpoints": Seam(
         "vllm.entrypoints.launchers.app", "attach_endpoint_plugins", ("app", "supported_tasks")
+    ),
+    "run_batch_request": Seam(
+        "vllm.entrypoints.launchers.run_batch", "run_request", ("serving_engine_func", "request", "tracker")
     ),
 }
 
 
-def check() -> None:
-    """Compare every seam with this vLLM.
+def check(seams: dict[str, Seam] = SEAMS) -> None:
+    """Compare seams with this vLLM.
 
     Raises: IncompatibleError listing all that differ and the versions that were tested.
     """
     import vllm
 
-    problems = [problem for seam in SEAMS.values() if (problem := seam.problem())]
+    problems = [problem for seam in seams.values() if (problem := seam.problem())]
     if problems:
         tested = ", ".join(TESTED_VERSIONS)
         raise IncompatibleError(
@@ -109,7 +117,7 @@ def refuse_configuration(error: IncompatibleError) -> None:
 
 def wrap(name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
     """Replace a seam's function by `make(original)`."""
-    seam = SEAMS[name]
+    seam = (SEAMS | FRONT_END_SEAMS)[name]
     owner, attribute = seam.owner(), seam.name.rsplit(".", 1)[-1]
     original = getattr(owner, attribute)
     setattr(owner, attribute, functools.wraps(original)(make(original)))

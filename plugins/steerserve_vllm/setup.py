@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from vllm import envs
+
 from steerserve.catalog import Catalog, build_catalog
 from steerserve.config import SteerserveConfig, parse_config
 from steerserve.errors import IncompatibleError
@@ -53,6 +55,7 @@ def _refusals(vllm_config: Any) -> list[tuple[bool, str]]:
     passes = vllm_config.compilation_config.pass_config
     speculative = vllm_config.speculative_config
     return [
+        (envs.VLLM_USE_RUST_FRONTEND, "the Rust front end drops `steering` unread"),
         (model.runner_type != "generate", "the model does not generate"),
         (model.is_encoder_decoder, "encoder-decoder models have two streams"),
         (vllm_config.kv_transfer_config is not None, "a KV connector keys blocks without the plan"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -79,9 +80,11 @@ class SteeringMiddleware:
         check_route(path)
         if self.state.catalog is None:
             raise RouteError("expected no `steering`: no SAE is served here", reason="not_configured")
+        started = time.perf_counter()
         spec = parse_spec(value)
         check_options(rest)
-        return Carried(spec, compile_plan(spec, self.state.catalog))
+        plan = compile_plan(spec, self.state.catalog)
+        return Carried(spec, plan, seconds=time.perf_counter() - started)
 
     async def _steer(self, scope: Scope, receive: Receive, send: Send, carried: Carried) -> None:
         async def make_report() -> dict[str, Any] | None:

@@ -15,8 +15,9 @@ from tests.support.saes import make_sae
 
 def make_catalog(folder: Path, max_interventions: int = 16) -> Catalog:
     """SAEs `jump` and `gate` at resid_post.2, `std` at resid_post.1, direction `north` at resid_post.2."""
+    statistics = {"max_activation": 12.0}
     unit = torch.nn.functional.normalize(torch.ones(D_MODEL), dim=0)
-    write_direction(folder / "north.safetensors", Direction("north", unit, Hook(2, "resid_post")))
+    write_direction(folder / "north.safetensors", Direction("north", unit, Hook(2, "resid_post"), statistics))
     places = {"jump": ("jumprelu", 2), "gate": ("gated", 2), "std": ("standard", 1)}
     config = SteerserveConfig(
         saes=[

@@ -38,8 +38,9 @@ def test_a_plan_survives_the_wire_it_travels_on(catalog: Catalog) -> None:
     assert Plan.from_wire(msgspec.msgpack.decode(msgspec.msgpack.encode(plan.wire))) == plan
 
 
-def test_unit_max_means_multiples_of_the_recorded_maximum_or_of_400(catalog: Catalog) -> None:
-    assert _plan(catalog, A | {"unit": "max", "value": 0.5}).rows[0].c == 200.0
+def test_unit_max_means_multiples_of_the_recorded_maximum(catalog: Catalog) -> None:
+    plan = _plan(catalog, {"direction": "north", "op": "add", "unit": "max", "value": 0.5})
+    assert plan.rows[0].c == 6.0
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,7 @@ def test_unit_max_means_multiples_of_the_recorded_maximum_or_of_400(catalog: Cat
         ([A | {"where": {"tokens": [0]}}], {}, "interventions[0].where.tokens"),
         ([A | {"feature": i} for i in range(17)], {}, "interventions"),
         ([A], {"error": "drop"}, "error"),
+        ([A | {"unit": "max"}], {}, "interventions[0].unit"),
     ],
 )
 def test_what_cannot_be_honoured_exactly_is_refused_by_name(

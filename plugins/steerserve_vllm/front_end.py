@@ -1,0 +1,59 @@
+"""A configured front end never drops `steering`: not without our HTTP side, and not in a batch file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from steerserve.config import parse_config
+from steerserve.errors import ConfigError, RouteError
+from steerserve.metrics import count_rejection
+
+from .seams import FRONT_END_SEAMS, check, wrap
+
+__all__ = ["install"]
+
+_installed = False
+
+
+def install() -> None:
+    """Wrap what only a front end has. Called where a configured engine is set up; harmless when called again.
+
+    Raises: IncompatibleError if this vLLM's front end is not the one that the wrappers were written for.
+    """
+    global _installed
+    if _installed:
+        return
+    check(FRONT_END_SEAMS)
+    wrap("attach_endpoints", _wrap_attach)
+    wrap("run_batch_request", _wrap_run_request)
+    _installed = True
+
+
+def _wrap_attach(original: Callable[..., Any]) -> Callable[..., Any]:
+    def attach(app: Any, supported_tasks: Any) -> None:
+        original(app, supported_tasks)
+        configured = parse_config(getattr(app.state.args, "additional_config", None)) is not None
+        if configured and not getattr(app.state, "steerserve", None):
+            raise ConfigError(
+                "steerserve is configured, but its endpoint plugin was not loaded: set VLLM_PLUGINS="
+                "steerserve (or add it to the list that is set), or start with `steerserve serve`"
+            )
+
+    return attach
+
+
+def _wrap_run_request(original: Callable[..., Any]) -> Callable[..., Any]:
+    async def run_request(serving_engine_func: Any, request: Any, tracker: Any) -> Any:
+        if "steering" not in (getattr(request.body, "model_extra", None) or {}):
+            return await original(serving_engine_func, request, tracker)
+        from vllm.entrypoints.launchers.run_batch import make_error_request_output
+
+        error = RouteError(
+            "expected `steering` of a batch file in `vllm_xargs`, as JSON text", reason="route"
+        )
+        count_rejection(error.reason)
+        tracker.completed()
+        return make_error_request_output(request, error_msg=str(error))
+
+    return run_request
