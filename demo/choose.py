@@ -16,11 +16,11 @@ __all__ = ["Clamp", "ablation", "choose_ablations", "choose_clamps", "clamp"]
 # Multiples of a feature's recorded maximum.
 STRENGTHS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 # With this share or more the likelier text wins: it keeps more of the model's own grammar.
-GOOD = 0.87
+GOOD = 0.9
 # Ablations whose shares differ by less than this are alike.
 CLOSE = 0.04
 BY_SCORE, BY_DIFFERENCE = 3, 3
-FINALISTS = 8
+FINALISTS = 6
 ABLATED = (1, 2, 4, 8, 16)
 
 
