@@ -30,6 +30,8 @@ SPEC_KEY = "steering"
 TICKET_KEY = "steering_ticket"
 PLAN_KEY = "steerserve"
 
+_CATALOG = "_steerserve_catalog"
+
 
 def install() -> None:
     """Wrap vLLM's InputProcessor."""
@@ -49,8 +51,8 @@ def _wrap_init(original: Callable[..., Any]) -> Callable[..., Any]:
     def init(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         if config_for(vllm_config) is not None:
             check_engine(vllm_config)
-            catalog_for(vllm_config)
             front_end.install()
+        setattr(self, _CATALOG, catalog_for(vllm_config))
         original(self, vllm_config, *args, **kwargs)
         self.process_inputs_async = _in_thread_with_context(self.process_inputs, self.renderer._executor)
 
@@ -78,7 +80,7 @@ def _wrap_process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, request_id, prompt, params, *args, **kwargs)
         started = time.perf_counter()
         try:
-            plan, ticket = _admit(extra, catalog_for(self.vllm_config), request_id)
+            plan, ticket = _admit(extra, getattr(self, _CATALOG), request_id)
             _check_params(params)
         except RequestError as error:
             count_rejection(error.reason)

@@ -72,7 +72,9 @@ def harvest(
             llm.generate(waiting, params, use_tqdm=False)
             progress.advance(task, len(waiting))
     written = llm.collective_rpc("steerserve_close_capture")
-    llm.llm_engine.engine_core.shutdown()
+    core = llm.llm_engine.engine_core
+    core.shutdown()
+    core.ctx.destroy(linger=0)
     return sum(written)
 
 
