@@ -88,8 +88,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     http = httpx.Client(base_url=url, headers=head, timeout=60)
     try:
         _wait(http, process, log)
-        openai = OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=60)
-        yield Server(url, log, process, http, openai)
+        with OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=60) as openai:
+            yield Server(url, log, process, http, openai)
     finally:
         http.close()
         _stop(process)
@@ -106,7 +106,7 @@ def _log_on_failure(server: Server, request: pytest.FixtureRequest) -> Iterator[
 
 
 def _command(folder: Path, port: int) -> list[str]:
-    model = make_model(folder / "model", "llama")
+    model = make_model(folder / "model", "llama", never_special=True)
     config = {"saes": [{"name": "demo", "path": str(_labelled_sae(folder / "sae"))}]}
     config["directions"] = [{"name": "french", "path": str(_direction(folder / "french.safetensors"))}]
     flags = {

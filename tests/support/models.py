@@ -65,10 +65,19 @@ CONFIGS: dict[str, PretrainedConfig] = {
 }
 
 
-def make_model(folder: Path, family: str, seed: int = 0) -> Path:
-    """Save a model of `family` with its tokenizer to `folder`; returns the folder."""
+def make_model(folder: Path, family: str, seed: int = 0, *, never_special: bool = False) -> Path:
+    """Save a model of `family` with its tokenizer to `folder`; returns the folder.
+
+    Args: never_special: it never emits BOS, EOS or PAD, however it is sampled, so that every reply has the
+        length that was asked for and every one of its tokens is steered. Needs untied embeddings.
+    """
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(CONFIGS[family]).float().eval()
+    if never_special:
+        with torch.no_grad():
+            # Their logits are zero; the best of the others is then far above, at any temperature near 1.
+            model.lm_head.weight.mul_(20)
+            model.lm_head.weight[[BOS, EOS, PAD]] = 0
     model.generation_config.eos_token_id = EOS
     model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
