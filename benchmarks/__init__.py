@@ -1,1 +1,1 @@
-"""What steering costs: measured on a real vLLM (`serving`), and step by step without one (`step`)."""
+"""What steering costs: on a real vLLM (`serving`), beside a full encode (`hf`), and step by step (`step`)."""

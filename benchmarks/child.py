@@ -1,4 +1,4 @@
-"""The parent's handle on one engine process: start it, let it work, keep it off the cores otherwise."""
+"""The parent's handle on one measured process: start it, let it work, keep it off the cores otherwise."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .shapes import Served
-from .workload import SAE_NAME, Batch
+from .settings import Setup
 
 __all__ = ["Child"]
 
@@ -21,37 +19,30 @@ _STOP_SECONDS = 20
 
 
 class Child:
-    """One engine in its own process group, stopped (SIGSTOP) between its turns.
+    """One process and all it starts, in a group of its own, stopped (SIGSTOP) between its turns.
 
     An idle vLLM worker spins for a second after each step, which the next engine's turn would pay for.
 
     Args:
-        served: the model and the SAE.
-        plugin: with steerserve and the SAE hooked; without, vLLM loads no plugin at all.
-        environment: variables for every process of the engine (core binding, cache size).
-        log: where the engine's own output goes.
+        setup: what is started.
+        log: where the process's own output goes.
     """
 
-    def __init__(self, served: Served, *, plugin: bool, environment: dict[str, str], log: Path) -> None:
+    def __init__(self, setup: Setup, log: Path) -> None:
         self._log = log
-        options = {"model": str(served.model), **_ENGINE, **served.engine}
-        if plugin:
-            saes = [{"name": SAE_NAME, "path": str(served.sae)}]
-            options["additional_config"] = {"steerserve": {"saes": saes}}
-        names = {"VLLM_PLUGINS": "steerserve" if plugin else ""}
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.engine"],
+                [sys.executable, "-m", setup.module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=output,
                 cwd=Path(__file__).parents[1],
-                env={**os.environ, **environment, **names},
+                env={**os.environ, **setup.environment},
                 start_new_session=True,
                 text=True,
             )
         self._awake = True
-        self._tell(options)
+        self._tell(setup.options)
 
     def __enter__(self) -> Child:
         return self
@@ -62,27 +53,27 @@ class Child:
         self.stop()
 
     def wait_until_ready(self) -> dict[str, Any]:
-        """Returns: how the engine is set up, as it says itself."""
+        """Returns: how the process is set up, as it says itself."""
         description = self._hear()
         self.sleep()
         return description
 
-    def turn(self, batches: Sequence[Batch]) -> dict[str, Any]:
-        """Wake the engine, serve the batches, put it to sleep; see `benchmarks.engine.serve_turn`."""
+    def turn(self, turn: dict[str, Any]) -> dict[str, Any]:
+        """Wake the process, let it serve the turn, put it to sleep; returns its answer."""
         self._signal(signal.SIGCONT)
         self._awake = True
-        self._tell([batch.wire for batch in batches])
+        self._tell(turn)
         result = self._hear()
         self.sleep()
         return result
 
     def sleep(self) -> None:
-        """Take every process of the engine off the cores."""
+        """Take every process of the group off the cores."""
         self._signal(signal.SIGSTOP)
         self._awake = False
 
     def stop(self) -> None:
-        """End the engine and every process of it."""
+        """End every process of the group."""
         if not self._awake:
             self._signal(signal.SIGCONT)
         assert self._process.stdin is not None
@@ -103,8 +94,8 @@ class Child:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            tail = self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
-            raise RuntimeError("an engine ended before it answered; its last words:\n" + "\n".join(tail))
+            tail = self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-60:]
+            raise RuntimeError("a process ended before it answered; its last words:\n" + "\n".join(tail))
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -114,15 +105,3 @@ class Child:
             os.killpg(self._process.pid, number)
         except ProcessLookupError:
             return
-
-
-# Production's settings: compiled, prefix caching on. Lengths are what the load needs.
-_ENGINE: dict[str, Any] = {
-    "max_model_len": 512,
-    "max_num_seqs": 32,
-    "max_num_batched_tokens": 2048,
-    "enable_prefix_caching": True,
-    "gpu_memory_utilization": 0.2,
-    "disable_log_stats": True,
-    "seed": 0,
-}

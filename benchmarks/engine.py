@@ -1,50 +1,49 @@
-"""One vLLM engine in a process of its own, which takes turns as lines of JSON on stdin and answers on stdout.
+"""One vLLM engine in a process of its own, started by `benchmarks.child`.
 
-Started by `benchmarks.child`, which chose the environment; nothing of vLLM is imported before it is set.
+The parent chose the environment; nothing of vLLM is imported before it is set.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import time
-from typing import Any, TextIO
+from collections import deque
+from functools import partial
+from typing import Any
 
-__all__ = ["main"]
+from .worker import Serve, work
+
+__all__ = ["serve_arrivals", "serve_batches", "start"]
 
 
-def main() -> None:
-    """Start the engine that the first line describes, then serve one turn a line until stdin ends."""
-    answers = _own_stdout()
-    options = json.loads(sys.stdin.readline())
+def start(options: dict[str, Any]) -> tuple[dict[str, Any], Serve]:
+    """Start the engine; a turn then holds either `batches` or `arrivals`."""
     from vllm import LLM
 
     llm = LLM(**options)
-    _answer(answers, _describe(llm))
-    for line in sys.stdin:
-        _answer(answers, serve_turn(llm, json.loads(line)))
+    return _describe(llm), partial(_serve, llm)
 
 
-def serve_turn(llm: Any, batches: list[dict[str, Any]]) -> dict[str, Any]:
+def _serve(llm: Any, turn: dict[str, Any]) -> dict[str, Any]:
+    before = _steered(llm)
+    if "batches" in turn:
+        result = serve_batches(llm, turn["batches"])
+    else:
+        result = serve_arrivals(llm, turn["arrivals"])
+    return {**result, "steered": _steered(llm) - before}
+
+
+def serve_batches(llm: Any, batches: list[dict[str, Any]]) -> dict[str, Any]:
     """Serve batches one after another.
 
-    Returns: seconds, output tokens, prompt tokens found in the prefix cache, and steered tokens × rows as
-        the worker counted them.
+    Returns: seconds, output tokens, and prompt tokens found in the prefix cache.
     """
-    from vllm import SamplingParams
-
-    detokenize = not llm.llm_engine.model_config.skip_tokenizer_init
-    before = _steered(llm)
     seconds, tokens, cached = 0.0, 0, 0
     for batch in batches:
-        settings = {"temperature": 0.0, "max_tokens": batch["output"], "ignore_eos": True}
         steering = batch["steering"]
         tickets = [f"bench-{i}" for i in range(len(steering))] if batch["report"] else []
-        extras: list[Any] = [s and {"steering": s} for s in steering]
-        for extra, ticket in zip(extras, tickets, strict=False):
-            extra["steering_ticket"] = ticket
-        params = [SamplingParams(**settings, detokenize=detokenize, extra_args=extra) for extra in extras]
+        params = [_params(llm, batch["output"], one) for one in steering]
+        for one, ticket in zip(params, tickets, strict=False):
+            one.extra_args["steering_ticket"] = ticket
         prompts: list[Any] = [{"prompt_token_ids": prompt} for prompt in batch["prompts"]]
         started = time.perf_counter()
         outputs = llm.generate(prompts, params, use_tqdm=False)
@@ -53,7 +52,50 @@ def serve_turn(llm: Any, batches: list[dict[str, Any]]) -> dict[str, Any]:
         seconds += time.perf_counter() - started
         tokens += sum(len(output.outputs[0].token_ids) for output in outputs)
         cached += sum(output.num_cached_tokens or 0 for output in outputs)
-    return {"seconds": seconds, "tokens": tokens, "cached": cached, "steered": _steered(llm) - before}
+    return {"seconds": seconds, "tokens": tokens, "cached": cached}
+
+
+def serve_arrivals(llm: Any, arrivals: list[dict[str, Any]]) -> dict[str, Any]:
+    """Serve requests that come at their times, in their order.
+
+    Returns: what each request was answered and when, in seconds since the start, and the seconds in which
+        there was nothing to do.
+    """
+    engine = llm.llm_engine
+    params = [_params(llm, arrival["output"], arrival["steering"]) for arrival in arrivals]
+    coming = deque(range(len(arrivals)))
+    replies: list[list[int]] = [[] for _ in arrivals]
+    finished = [0.0] * len(arrivals)
+    idle = 0.0
+    started = time.perf_counter()
+    while coming or engine.has_unfinished_requests():
+        now = time.perf_counter() - started
+        while coming and arrivals[coming[0]]["at"] <= now:
+            i = coming.popleft()
+            engine.add_request(str(i), {"prompt_token_ids": arrivals[i]["prompt"]}, params[i])
+        if not engine.has_unfinished_requests():
+            idle += (pause := max(arrivals[coming[0]]["at"] - now, 0.0))
+            time.sleep(pause)
+            continue
+        for output in engine.step():
+            if output.finished:
+                replies[int(output.request_id)] = list(output.outputs[0].token_ids)
+                finished[int(output.request_id)] = time.perf_counter() - started
+    return {"replies": replies, "finished": finished, "idle": idle}
+
+
+def _params(llm: Any, output: int, steering: dict[str, Any] | None) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=0.0,
+        max_tokens=output,
+        ignore_eos=True,
+        detokenize=not llm.llm_engine.model_config.skip_tokenizer_init,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        extra_args=None if steering is None else {"steering": steering},
+    )
 
 
 def _steered(llm: Any) -> int:
@@ -75,17 +117,5 @@ def _describe(llm: Any) -> dict[str, Any]:
     }
 
 
-def _own_stdout() -> TextIO:
-    """Keep stdout for answers: whatever vLLM and its processes print goes to stderr."""
-    kept = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return kept
-
-
-def _answer(answers: TextIO, value: dict[str, Any]) -> None:
-    answers.write(json.dumps(value) + "\n")
-    answers.flush()
-
-
 if __name__ == "__main__":
-    main()
+    work(start)

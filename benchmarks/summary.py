@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from statistics import median, quantiles
 from typing import Any
 
-__all__ = ["Spread", "Turn", "summarise"]
+__all__ = ["Spread", "Turn", "speeds", "summarise"]
 
 BASE = "stock"
 
@@ -45,23 +45,31 @@ class Spread:
         return cls(median(values), edges[0], edges[2], min(values), max(values))
 
 
+def speeds(turns: Sequence[Turn], base: str) -> dict[str, dict[str, dict[str, float]]]:
+    """Variant → tokens per second, and its ratio to `base` in the same round; a `Spread` each."""
+    speed = {(turn.round, turn.variant): turn.speed for turn in turns}
+    found = {}
+    for variant in dict.fromkeys(turn.variant for turn in turns):
+        own = {number: value for (number, name), value in speed.items() if name == variant}
+        ratios = [value / speed[number, base] for number, value in own.items()]
+        found[variant] = {
+            "tokens_per_second": asdict(Spread.of(list(own.values()))),
+            "ratio": asdict(Spread.of(ratios)),
+        }
+    return found
+
+
 def summarise(turns: Sequence[Turn], targets: Mapping[str, float]) -> dict[str, dict[str, Any]]:
     """Figures of every variant.
 
     Args: targets: the least median ratio aimed at, by variant.
-    Returns: variant → tokens per second and ratio to stock in the same round (a `Spread` each), target, and
-        whether it is met.
+    Returns: variant → tokens per second and ratio to stock, target, and whether it is met.
     """
-    speed = {(turn.round, turn.variant): turn.speed for turn in turns}
-    found: dict[str, dict[str, Any]] = {}
-    for variant in dict.fromkeys(turn.variant for turn in turns):
-        own = {number: value for (number, name), value in speed.items() if name == variant}
-        ratio = Spread.of([value / speed[number, BASE] for number, value in own.items()])
-        target = targets.get(variant)
-        found[variant] = {
-            "tokens_per_second": asdict(Spread.of(list(own.values()))),
-            "ratio": asdict(ratio),
-            "target": target,
-            "met": None if target is None else ratio.median >= target,
-        }
-    return found
+    return {
+        variant: {**figures, **_verdict(figures["ratio"]["median"], targets.get(variant))}
+        for variant, figures in speeds(turns, BASE).items()
+    }
+
+
+def _verdict(ratio: float, target: float | None) -> dict[str, float | bool | None]:
+    return {"target": target, "met": None if target is None else ratio >= target}

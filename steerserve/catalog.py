@@ -7,6 +7,7 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from .config import DirectionConfig, SaeConfig, SteerserveConfig
@@ -14,7 +15,7 @@ from .errors import CheckpointError, ConfigError, RequestError
 from .hookpoint import HookPoint
 from .sae import Direction, FeatureRows, Hook, Sae, open_sae, read_direction
 
-__all__ = ["Catalog", "Source", "build_catalog"]
+__all__ = ["Catalog", "Source", "build_catalog", "check_served"]
 
 DIRECTION_PREFIX = "direction:"
 SAE_PREFIX = "sae:"
@@ -24,7 +25,8 @@ SAE_PREFIX = "sae:"
 class Source:
     """One SAE or direction that is served.
 
-    `key` is unique over both kinds ("sae:demo", "direction:french"); `fingerprint` identifies the weights.
+    `key` is unique over both kinds ("sae:demo", "direction:french"); `fingerprint` identifies the weights;
+    `resident` says that the workers hold the whole SAE on their device.
     """
 
     key: str
@@ -34,6 +36,7 @@ class Source:
     fingerprint: str
     body: Sae | Direction = field(repr=False)
     labels: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
+    resident: bool = False
 
     @property
     def is_sae(self) -> bool:
@@ -43,6 +46,19 @@ class Source:
     def rows(self, features: Sequence[int]) -> FeatureRows:
         """The serving form of the named features."""
         return self.body.rows(features) if isinstance(self.body, Sae) else self.body.rows()
+
+    def check_rows(self, features: Sequence[int], at: Sequence[str | int]) -> None:
+        """Read rows of an SAE too large to check at start-up; the worker then finds them in the page cache.
+
+        Raises: RequestError if they cannot be read, or a weight is not finite.
+        """
+        if not isinstance(self.body, Sae) or self.body.reader is None:
+            return
+        try:
+            self.body.rows(features)
+        except CheckpointError as error:
+            message = f"expected sound weights of these features of `{self.name}`: {error}"
+            raise RequestError(message, at=at, reason="damaged") from error
 
     def max_activation(self, feature: int) -> float | None:
         """The feature's recorded maximum activation, raw units; None where there are no statistics."""
@@ -93,6 +109,17 @@ class Catalog:
     def directions(self) -> list[Source]:
         """The directions, in the order of the configuration."""
         return [source for source in self.sources.values() if not source.is_sae]
+
+    @cached_property
+    def residents(self) -> list[Source]:
+        """The SAEs that workers hold whole; an index into this list names one of them."""
+        return [source for source in self.sources.values() if source.resident]
+
+    def resident_of(self, key: str) -> int:
+        """Which resident gives this source's activations; −1 where a feature's own row suffices."""
+        source = self.sources[key]
+        needed = isinstance(source.body, Sae) and source.body.needs_resident is not None
+        return self.residents.index(source) if needed else -1
 
     @property
     def points(self) -> list[HookPoint]:
@@ -148,20 +175,20 @@ def build_catalog(
     """
     sources: dict[str, Source] = {}
     for entry in config.saes:
-        if entry.resident:
-            raise ConfigError(
-                f"SAE `{entry.name}`: expected `resident: false`; the dense path is not built yet"
-            )
         sae = open_sae(entry.path)
-        if sae.refusal is not None:
-            raise CheckpointError(
-                f"SAE `{entry.name}` cannot be served exactly: {sae.refusal}", path=entry.path
-            )
+        check_served(entry.name, sae, resident=entry.resident)
         _check_width(f"SAE `{entry.name}`", sae.d_in, d_model, entry.path)
         point = _point(f"SAE `{entry.name}`", entry, sae.hook, n_layers)
         labels = _labels(sae)
         source = Source(
-            SAE_PREFIX + entry.name, entry.name, point, sae.d_sae, _fingerprint(entry.path), sae, labels
+            SAE_PREFIX + entry.name,
+            entry.name,
+            point,
+            sae.d_sae,
+            _fingerprint(entry.path),
+            sae,
+            labels,
+            entry.resident,
         )
         sources[source.key] = source
     for named in config.directions:
@@ -173,6 +200,19 @@ def build_catalog(
         )
         sources[source.key] = source
     return Catalog(sources, n_layers, d_model, frozenset(special_tokens), config.max_interventions)
+
+
+def check_served(name: str, sae: Sae, *, resident: bool) -> None:
+    """Refuse an SAE that cannot be served exactly as it is configured.
+
+    Raises: CheckpointError if it cannot be served at all, ConfigError if only with `resident: true`.
+    """
+    if sae.refusal is not None:
+        raise CheckpointError(f"SAE `{name}` cannot be served exactly: {sae.refusal}", path=sae.path)
+    if sae.needs_resident is not None and not resident:
+        raise ConfigError(
+            f"SAE `{name}`: expected `resident: true` (--resident {name}): {sae.needs_resident}"
+        )
 
 
 def _check_width(what: str, got: int, d_model: int, path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from .catalog import check_served
 from .config import SteerserveConfig, parse_config
 from .errors import ConfigError, SteerserveError
 from .sae import open_sae, read_direction
@@ -39,6 +40,13 @@ def serve(
     direction: Annotated[
         list[str] | None, typer.Option(help="A direction to serve, NAME=PATH. May be given several times.")
     ] = None,
+    resident: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name of an --sae to keep whole on the device, which exact top-k, per-token normalisation "
+            'and `error: "drop"` need. May be given several times.'
+        ),
+    ] = None,
     max_interventions: Annotated[
         int, typer.Option(min=1, max=64, help="The most interventions one request may carry.")
     ] = 16,
@@ -48,7 +56,7 @@ def serve(
     Every option that is not listed here goes to `vllm serve` unchanged.
     """
     ours = {
-        "saes": [_named(value, "--sae") for value in sae or []],
+        "saes": _with_residents([_named(value, "--sae") for value in sae or []], resident or []),
         "directions": [_named(value, "--direction") for value in direction or []],
         "max_interventions": max_interventions,
     }
@@ -114,6 +122,14 @@ def _named(value: str, option: str) -> dict[str, str]:
     return {"name": name, "path": str(Path(path).absolute())}
 
 
+def _with_residents(saes: list[dict[str, str]], resident: list[str]) -> list[dict[str, Any]]:
+    names = [sae["name"] for sae in saes]
+    for name in resident:
+        if name not in names:
+            raise ConfigError(f"expected --resident to name one of the SAEs {names}, got {name!r}")
+    return [{**sae, "resident": True} if sae["name"] in resident else {**sae} for sae in saes]
+
+
 def _without_empty(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if value != []}
 
@@ -139,7 +155,7 @@ def _take_additional_config(rest: list[str]) -> tuple[dict[str, Any], list[str]]
 def _check_files(config: SteerserveConfig) -> None:
     """Open what is named before vLLM starts, which takes its time: a typo should not."""
     for sae in config.saes:
-        open_sae(sae.path)
+        check_served(sae.name, open_sae(sae.path), resident=sae.resident)
     for direction in config.directions:
         read_direction(direction.path)
 

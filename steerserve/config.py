@@ -20,7 +20,11 @@ class _Strict(BaseModel):
 
 
 class SaeConfig(_Strict):
-    """One SAE to serve. `layer` and `hook` default to what the SAE's own config says."""
+    """One SAE to serve. `layer` and `hook` default to what the SAE's own config says.
+
+    `resident` keeps all of it on the device, which exact top-k, per-token normalisation and `error: "drop"`
+    need.
+    """
 
     name: ServedName
     path: Path

@@ -58,22 +58,24 @@ class Row:
 class Plan:
     """The rows of one request in canonical order; equal plans have equal digests.
 
-    Bit i of every row mask means `rows[i]`.
+    Bit i of every row mask means `rows[i]`. With `drop`, tokens that a row selects get the reconstruction of
+    the edited features (`error: "drop"`) instead of x plus the change.
     """
 
     rows: tuple[Row, ...]
     digest: str
+    drop: bool = False
 
     @cached_property
     def wire(self) -> list[Any]:
         """As plain lists and numbers, for `SamplingParams.extra_args`."""
-        return [self.digest, [row.wire for row in self.rows]]
+        return [self.digest, [row.wire for row in self.rows], self.drop]
 
     @classmethod
     def from_wire(cls, wire: Sequence[Any]) -> Plan:
         """The inverse of `wire`."""
-        digest, rows = wire
-        return cls(tuple(_row_from_wire(row) for row in rows), digest)
+        digest, rows, drop = wire
+        return cls(tuple(_row_from_wire(row) for row in rows), digest, drop)
 
     def selector(self, prompt_len: int) -> Selector:
         """The plan's windows, resolved for a prompt of `prompt_len` tokens."""
@@ -89,9 +91,6 @@ def compile_plan(spec: SteeringSpec, catalog: Catalog) -> Plan:
 
     Raises: RequestError naming the field that cannot be honoured exactly.
     """
-    if spec.error == "drop":
-        message = 'expected `error` "keep"; "drop" needs the whole SAE on the device, which is not built yet'
-        raise RequestError(message, at=("steering", "error"), reason="unsupported")
     if len(spec.interventions) > catalog.max_interventions:
         message = f"expected at most {catalog.max_interventions} interventions, got {len(spec.interventions)}"
         raise RequestError(message, at=("steering", "interventions"), reason="too_many")
@@ -107,7 +106,11 @@ def compile_plan(spec: SteeringSpec, catalog: Catalog) -> Plan:
         rows.append(row)
     rows.sort(key=lambda row: (row.point, row.source, row.feature))
     _check_conditions_fit(rows, catalog)
-    return Plan(tuple(rows), _digest(rows, catalog))
+    _check_rows(rows, catalog)
+    drop = spec.error == "drop"
+    if drop:
+        _check_drop(rows, catalog)
+    return Plan(tuple(rows), _digest(rows, drop, catalog), drop)
 
 
 def _compile_row(intervention: Intervention, catalog: Catalog, at: Sequence[str | int]) -> Row:
@@ -183,10 +186,40 @@ def _check_conditions_fit(rows: Sequence[Row], catalog: Catalog) -> None:
             raise RequestError(message, at=("steering", "interventions"), reason="too_many")
 
 
-def _digest(rows: Sequence[Row], catalog: Catalog) -> str:
+def _check_rows(rows: Sequence[Row], catalog: Catalog) -> None:
+    by_source: dict[str, set[int]] = {}
+    for row in rows:
+        for key, feature in ((row.source, row.feature), *((g.source, g.feature) for g in row.gates)):
+            by_source.setdefault(key, set()).add(feature)
+    for key, features in by_source.items():
+        catalog.sources[key].check_rows(sorted(features), ("steering", "interventions"))
+
+
+def _check_drop(rows: Sequence[Row], catalog: Catalog) -> None:
+    """One SAE at each hook point, whole on the device: whose reconstruction replaces x must be certain."""
+    at = ("steering", "error")
+    saes = [catalog.sources[key] for key in dict.fromkeys(row.source for row in rows)]
+    saes = [source for source in saes if source.is_sae]
+    if not saes:
+        message = 'expected an intervention on the SAE whose reconstruction `error` "drop" asks for'
+        raise RequestError(message, at=at, reason="unsupported")
+    for source in saes:
+        if not source.resident:
+            message = (
+                f'expected `error` "keep": "drop" needs the whole SAE `{source.name}` on the device, '
+                "which the server's configuration does not ask for (`resident: true`)"
+            )
+            raise RequestError(message, at=at, reason="unsupported")
+    points = [source.point for source in saes]
+    if len(set(points)) < len(points):
+        message = 'expected `error` "keep": "drop" with two SAEs at one hook point has two reconstructions'
+        raise RequestError(message, at=at, reason="unsupported")
+
+
+def _digest(rows: Sequence[Row], drop: bool, catalog: Catalog) -> str:
     keys = {row.source for row in rows} | {gate.source for row in rows for gate in row.gates}
     weights = [[key, catalog.sources[key].fingerprint] for key in sorted(keys)]
-    text = json.dumps([[row.wire for row in rows], weights])
+    text = json.dumps([[row.wire for row in rows], weights, drop])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import numba
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from .plan import Plan
 
@@ -17,6 +19,8 @@ __all__ = ["Tallies", "Tally"]
 
 # Reports of finished requests that nobody came for (a client that left) are dropped oldest first.
 MAX_FINISHED = 4096
+# Ended requests wait this long to be added up: reading one's table waits for the device.
+MAX_ENDED = 1024
 MAX_ROWS = 64
 COUNT, SUM_BEFORE, MAX_BEFORE, SUM_AFTER, MAX_AFTER = range(5)
 
@@ -30,7 +34,7 @@ class Tally:
     """
 
     plan: Plan
-    table: NDArray[np.float64]
+    table: Tensor
     from_cache: NDArray[np.int64]
 
     @property
@@ -44,33 +48,48 @@ class Tally:
 
 
 class Tallies:
-    """One table of counts per live request, and the finished ones until their report is collected."""
+    """One table of counts per live request, and the finished ones until their report is collected.
 
-    def __init__(self, capacity: int) -> None:
-        self._table = np.zeros((capacity, MAX_ROWS, 5))
+    table [M, 64, 5] float64 and settled [M] int64, the position up to which each request is counted (kept by
+    the device runtime), lie on `device`; what is read there crosses to the host only for a report.
+    """
+
+    def __init__(self, capacity: int, device: torch.device | str = "cpu") -> None:
+        self.table = torch.zeros(capacity, MAX_ROWS, 5, dtype=torch.float64, device=device)
+        self.settled = torch.zeros(capacity, dtype=torch.int64, device=device)
         self._free = list(range(capacity - 1, -1, -1))
         self._totals: Counter[tuple[str, str]] = Counter()
+        self._ended: list[Tally] = []
         self._finished: OrderedDict[str, list[Tally]] = OrderedDict()
 
-    def open(self) -> int:
-        """A cleared table for a new request; returns its number."""
+    def open(self, settled: int = 0) -> int:
+        """A cleared table for a new request, of which the first `settled` tokens count no more.
+
+        Returns: its number.
+        """
         if not self._free:
-            grown = len(self._table)
-            self._table = np.concatenate([self._table, np.zeros_like(self._table)])
+            # Preempted requests keep theirs, so that more can live than run at once.
+            grown = len(self.table)
+            self.table = torch.cat([self.table, torch.zeros_like(self.table)])
+            self.settled = torch.cat([self.settled, torch.zeros_like(self.settled)])
             self._free = list(range(2 * grown - 1, grown - 1, -1))
         number = self._free.pop()
-        self._table[number] = 0
-        self._table[number][:, [MAX_BEFORE, MAX_AFTER]] = -np.inf
+        self.table[number] = 0
+        self.table[number, :, MAX_BEFORE] = -torch.inf
+        self.table[number, :, MAX_AFTER] = -torch.inf
+        self.settled[number] = settled
         return number
 
     def read(self, number: int, plan: Plan, from_cache: NDArray[np.int64]) -> Tally:
         """The counts of a live request so far."""
-        return Tally(plan, self._table[number, : len(plan.rows)].copy(), from_cache)
+        return Tally(plan, self.table[number, : len(plan.rows)].clone(), from_cache)
 
     def close(self, number: int, tally: Tally, ticket: str) -> None:
         """A request ended: add it to the totals and, if it has a ticket, keep it for its report."""
         self._free.append(number)
-        self._totals.update(_tokens(tally))
+        self._ended.append(tally)
+        if len(self._ended) > MAX_ENDED:
+            self._add_up()
         if ticket:
             self._finished.setdefault(ticket, []).append(tally)
             if len(self._finished) > MAX_FINISHED:
@@ -82,6 +101,7 @@ class Tallies:
 
     def totals(self, live: Iterable[Tally]) -> list[list[Any]]:
         """Tokens steered since the start, finished and live: [source, op, tokens] each."""
+        self._add_up()
         totals = Counter(self._totals)
         for tally in live:
             totals.update(_tokens(tally))
@@ -111,7 +131,25 @@ class Tallies:
             rows: [S] rows in use of each slot; bit: [S, K] their bits in the plan.
             trace: [≥ n, K, 2] f and f' where a row applied, NaN elsewhere.
         """
-        _count(self._table, table_of, owner, position, settled, limit, slot, rows, bit, trace)
+        _count(self.table.numpy(), table_of, owner, position, settled, limit, slot, rows, bit, trace)
+
+    def limits(self, tables: Tensor, ends: Tensor) -> Tensor:
+        """[M] int64 on the device: up to where each request counts now; 0 for those that are not named.
+
+        Args: tables: [R] numbers, −1 for none. ends: [R] int64.
+        """
+        spare = torch.zeros(len(self.settled) + 1, dtype=torch.int64, device=self.settled.device)
+        # Numbers of −1 fall on the last place, which is cut off.
+        return spare.index_put_((tables.long(),), ends)[:-1]
+
+    def settle(self, limits: Tensor) -> None:
+        """Everything below these limits is counted. Args: limits: as `limits` returns them."""
+        torch.maximum(self.settled, limits, out=self.settled)
+
+    def _add_up(self) -> None:
+        for tally in self._ended:
+            self._totals.update(_tokens(tally))
+        self._ended.clear()
 
 
 def _tokens(tally: Tally) -> Counter[tuple[str, str]]:

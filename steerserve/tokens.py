@@ -73,9 +73,11 @@ class TokenMap:
 
     index [T] int64, their place in the batch; slot [T] int32; rows [T] int64 masks; owner [T] int32, the
     request's place in the batch; position [T] int64, in the request's own sequence.
+
+    Args: special: [vocab] which token ids are special.
     """
 
-    def __init__(self, max_tokens: int, vocab: int, special_tokens: frozenset[int]) -> None:
+    def __init__(self, max_tokens: int, special: NDArray[np.bool_]) -> None:
         self.index = torch.zeros(max_tokens, dtype=torch.int64)
         self.slot = torch.full((max_tokens,), -1, dtype=torch.int32)
         self.rows = torch.zeros(max_tokens, dtype=torch.int64)
@@ -86,8 +88,7 @@ class TokenMap:
         )
         self.owner = np.zeros(max_tokens, dtype=np.int32)
         self.position = np.zeros(max_tokens, dtype=np.int64)
-        self.special = np.zeros(vocab, dtype=np.bool_)
-        self.special[[token for token in special_tokens if token < vocab]] = True
+        self.special = special
         self.count = 0
 
     def fill(self, batch: Batch, scheduled: Int32, computed: Int32, token_ids: Int32) -> int:

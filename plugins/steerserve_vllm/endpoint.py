@@ -19,7 +19,7 @@ from steerserve.server.state import SteeringState
 
 from .setup import catalog_for
 
-__all__ = ["SteeringEndpoints"]
+__all__ = ["SteeringEndpoints", "ask_workers"]
 
 _COLLECT = "steerserve_collect"
 
@@ -54,14 +54,14 @@ class SteeringEndpoints:
         parallel = config.parallel_config
         steering.reporter = Reporter(steering.catalog)
         steering.collector = ReportCollector(
-            _rpc(engine_client),
+            ask_workers(engine_client),
             feeds_tokens=parallel._api_process_rank <= 0,
             several_servers=parallel._api_process_count > 1,
         )
         steering.collector.start()
 
 
-def _rpc(engine_client: Any) -> Any:
+def ask_workers(engine_client: Any) -> Any:
     """The call to every worker; of several replicas, `collective_rpc` gives the first one's answers alone."""
     several = engine_client.vllm_config.parallel_config.data_parallel_size > 1
 

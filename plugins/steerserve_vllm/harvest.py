@@ -19,14 +19,14 @@ from steerserve.training.shards import ShardWriter
 __all__ = ["harvest", "open_capture"]
 
 
-def open_capture(runner: Any, config: HarvestConfig, point: HookPoint, catalog: Catalog) -> Capture:
+def open_capture(model_config: Any, config: HarvestConfig, point: HookPoint, catalog: Catalog) -> Capture:
     """The capture of this worker, writing where the configuration says."""
     writer = ShardWriter(
         config.out,
         catalog.d_model,
         hook=point.name,
-        model=str(runner.model_config.model),
-        dtype="float32" if str(runner.model_config.dtype) == "torch.float32" else "bfloat16",
+        model=str(model_config.model),
+        dtype="float32" if str(model_config.dtype) == "torch.float32" else "bfloat16",
     )
     return Capture(writer, point, catalog.special_tokens)
 

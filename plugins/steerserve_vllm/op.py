@@ -49,7 +49,8 @@ def _steer_fake(stream: Tensor, addend: Tensor | None, point: int) -> None:
 
 _library = torch.library.Library("steerserve", "FRAGMENT")
 _library.define("steer(Tensor(a!) stream, Tensor? addend, int point) -> ()")
-_library.impl("steer", _steer, "CPU")
+for _backend in ("CPU", "CUDA"):
+    _library.impl("steer", _steer, _backend)
 _library._register_fake("steer", _steer_fake)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from steerserve.config import parse_config
 from steerserve.errors import IncompatibleError
 
-__all__ = ["FRONT_END_SEAMS", "SEAMS", "Seam", "check", "refuse_configuration", "wrap"]
+__all__ = ["FRONT_END_SEAMS", "SEAMS", "V2_SEAMS", "Seam", "check", "refuse_configuration", "wrap"]
 
 TESTED_VERSIONS = ("0.32.0",)
 
@@ -46,6 +46,7 @@ class Seam:
 
 
 _RUNNER = "vllm.v1.worker.gpu_model_runner"
+_RUNNER_V2 = "vllm.v1.worker.gpu.model_runner"
 _CACHE = "vllm.v1.core.kv_cache_utils"
 _BLOCK = ("request", "start_token_idx", "end_token_idx", "start_mm_idx")
 
@@ -70,6 +71,25 @@ SEAMS = {
         "GPUModelRunner._model_forward",
         ("self", "input_ids", "positions", "intermediate_tensors", "inputs_embeds"),
     ),
+    "worker_init": Seam("vllm.v1.worker.worker_base", "WorkerBase.__init__", ("self", "vllm_config")),
+}
+
+# Only a worker of the V2 runner has these; vLLM's CPU build must patch torch before they are imported.
+V2_SEAMS = {
+    "model_state_class": Seam(
+        "vllm.v1.worker.gpu.model_states", "resolve_model_state_cls", ("vllm_config", "model")
+    ),
+    "finish_requests": Seam(_RUNNER_V2, "GPUModelRunner.finish_requests", ("self", "scheduler_output")),
+    **{
+        name: Seam("vllm.v1.worker.gpu.model_states.interface", f"ModelState.{name}", ("self", *parameters))
+        for name, parameters in {
+            "add_request": ("req_index", "new_req_data"),
+            "preprocess_state": ("input_batch", "block_tables", "kv_cache_config", "num_computed_tokens"),
+            "postprocess_state": ("idx_mapping", "num_sampled", "num_computed_tokens"),
+            "prepare_inputs": ("input_batch", "req_states"),
+            "prepare_dummy_inputs": ("num_reqs", "num_tokens"),
+        }.items()
+    },
 }
 
 
@@ -117,7 +137,7 @@ def refuse_configuration(error: IncompatibleError) -> None:
 
 def wrap(name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
     """Replace a seam's function by `make(original)`."""
-    seam = (SEAMS | FRONT_END_SEAMS)[name]
+    seam = (SEAMS | V2_SEAMS | FRONT_END_SEAMS)[name]
     owner, attribute = seam.owner(), seam.name.rsplit(".", 1)[-1]
     original = getattr(owner, attribute)
     setattr(owner, attribute, functools.wraps(original)(make(original)))

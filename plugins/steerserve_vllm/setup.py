@@ -54,19 +54,43 @@ def _refusals(vllm_config: Any) -> list[tuple[bool, str]]:
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     passes = vllm_config.compilation_config.pass_config
     speculative = vllm_config.speculative_config
+    device, v2 = vllm_config.device_config.device_type, bool(vllm_config.use_v2_model_runner)
+    config = config_for(vllm_config)
+    resident = config is not None and any(sae.resident for sae in config.saes)
     return [
         (envs.VLLM_USE_RUST_FRONTEND, "the Rust front end drops `steering` unread"),
         (model.runner_type != "generate", "the model does not generate"),
         (model.is_encoder_decoder, "encoder-decoder models have two streams"),
         (vllm_config.kv_transfer_config is not None, "a KV connector keys blocks without the plan"),
         (bool(getattr(passes, "enable_sp", False)), "sequence parallelism splits the stream between ranks"),
-        (bool(vllm_config.use_v2_model_runner), "the V2 model runner is not supported yet"),
-        (vllm_config.device_config.device_type != "cpu", "only the CPU op is built so far"),
-        (vllm_config.scheduler_config.async_scheduling, "async scheduling is not supported yet"),
-        (bool(getattr(parallel, "use_ubatching", False)), "micro-batching splits a step's tokens"),
-        (parallel.decode_context_parallel_size > 1, "context parallelism splits a request's tokens"),
+        (device not in ("cpu", "cuda"), f"there is no op for device type {device}"),
         (
-            speculative is not None and speculative.method not in ("ngram", None),
+            device != "cpu" and not v2,
+            "on a GPU only the V2 model runner is steered (unset VLLM_USE_V2_MODEL_RUNNER)",
+        ),
+        (
+            not v2 and bool(vllm_config.scheduler_config.async_scheduling),
+            "the V1 model runner steers only without async scheduling (--no-async-scheduling)",
+        ),
+        (
+            device != "cpu" and resident and not model.enforce_eager,
+            "a resident SAE is encoded outside CUDA graphs (--enforce-eager)",
+        ),
+        (
+            device != "cpu" and bool(model.enable_sleep_mode),
+            "sleep mode may discard the rows that the slots hold",
+        ),
+        (
+            v2 and speculative is not None and parallel.pipeline_parallel_size > 1,
+            "under the V2 runner, a pipeline stage cannot tell rejected drafts from accepted ones",
+        ),
+        (bool(getattr(parallel, "use_ubatching", False)), "micro-batching splits a step's tokens"),
+        (
+            parallel.decode_context_parallel_size * getattr(parallel, "prefill_context_parallel_size", 1) > 1,
+            "context parallelism splits a request's tokens",
+        ),
+        (
+            speculative is not None and speculative.method not in ("ngram", "ngram_gpu", None),
             "only n-gram speculation leaves the drafts to the steered model",
         ),
     ]

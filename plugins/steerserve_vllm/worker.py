@@ -1,34 +1,53 @@
-"""What the front end may ask of the workers, over `collective_rpc`."""
+"""What the front end may ask of the workers, over `collective_rpc`, and the V2 runner's seams in them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from vllm.v1.worker.worker_base import WorkerBase
 
-from .runner_v1 import capture_of, runtime_of
+from . import runner_v2, seams
+from .attach import Attached, attached_to
+from .setup import config_for
 
 __all__ = ["install"]
 
 
 def install() -> None:
-    """Add the methods to every worker class."""
+    """Add the methods to every worker class, and wrap the V2 runner in workers that use it."""
     WorkerBase.steerserve_collect = _collect
     WorkerBase.steerserve_close_capture = _close_capture
+    seams.wrap("worker_init", _wrap_worker_init)
+
+
+def _wrap_worker_init(original: Callable[..., Any]) -> Callable[..., Any]:
+    def init(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        if vllm_config.use_v2_model_runner and config_for(vllm_config) is not None:
+            runner_v2.install()
+        original(self, vllm_config, *args, **kwargs)
+
+    return init
 
 
 def _collect(self: Any, tickets: list[str]) -> dict[str, Any]:
     """Reports of the named tickets, and totals since the start, with the worker's place in the engine."""
-    runtime = runtime_of(self.model_runner)
-    if runtime is None:
+    attached = _attached(self.model_runner)
+    if attached is None:
         return {}
     parallel = self.parallel_config
     pp_rank, tp_rank = divmod(parallel.rank, parallel.tensor_parallel_size)
     place = {"pp_rank": pp_rank, "tp_rank": tp_rank, "dp_rank": parallel.data_parallel_rank}
-    return {**runtime.collect(tickets), **place}
+    return {**attached.runtime.collect(tickets), **place}
 
 
 def _close_capture(self: Any) -> int:
     """Finish harvesting; returns how many activations this worker wrote."""
-    capture = capture_of(self.model_runner)
+    attached = _attached(self.model_runner)
+    capture = attached.capture if attached is not None else None
     return capture.close() if capture is not None else 0
+
+
+def _attached(runner: Any) -> Attached | None:
+    """The V1 runner keeps it itself, the V2 runner in its model state."""
+    return attached_to(runner) or attached_to(getattr(runner, "model_state", None))

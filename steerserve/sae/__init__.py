@@ -6,6 +6,7 @@ from .hook import Hook, parse_hook
 from .manifest import Label, Manifest, read_manifest, write_manifest
 from .rows import FeatureRows
 from .sae import Sae
+from .verify import verify_sae
 
 __all__ = [
     "Direction",
@@ -18,6 +19,7 @@ __all__ = [
     "parse_hook",
     "read_direction",
     "read_manifest",
+    "verify_sae",
     "write_direction",
     "write_manifest",
 ]

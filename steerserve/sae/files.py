@@ -7,7 +7,7 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,9 +19,12 @@ from torch import Tensor
 
 from steerserve.errors import CheckpointError
 
+from .mapped import MappedTensors
+
 __all__ = [
     "FLOATS",
     "check_finite",
+    "check_sha256",
     "inside",
     "map_npz",
     "map_safetensors",
@@ -33,8 +36,23 @@ __all__ = [
 
 _JSON_LIMIT = 64 * 2**20
 _SCAN_CHUNK = 2**20
+_READ_CHUNK = 2**22
+_LENGTH = 8  # bytes before a safetensors header, which say how long it is
 _LOCAL_HEADER = 30
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_KINDS = {
+    "BF16": torch.bfloat16,
+    "BOOL": torch.bool,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+}
+_NPY_KINDS = {"<f2": torch.float16, "<f4": torch.float32, "<f8": torch.float64}
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -70,28 +88,36 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def map_safetensors(
     path: Path, dtypes: Collection[torch.dtype] = FLOATS
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+) -> tuple[MappedTensors, dict[str, str]]:
     """Every tensor of a safetensors file as a view of the memory-mapped file, and the file's metadata.
 
-    The library checks header, offsets and length, and maps rather than reads: pages come in as rows are used.
+    The library checks header, offsets and length. Its own mapping cannot exceed the machine's memory, so the
+    file is mapped here.
 
     Raises: CheckpointError if the file is truncated, malformed, or holds numbers of a kind not in `dtypes`.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        with safe_open(path, framework="np") as file:
+            slices = {name: file.get_slice(name) for name in file.offset_keys()}
+            entries = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
             metadata = file.metadata() or {}
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        tensors = MappedTensors(path)
+        with path.open("rb") as start:
+            end = _LENGTH + int.from_bytes(start.read(_LENGTH), "little")
+        for name, (kind, shape) in entries.items():
+            dtype = _KINDS.get(kind)
+            if dtype is None or dtype not in dtypes:
+                message = f"expected one of {list(map(str, dtypes))}, got {dtype or kind}"
+                raise CheckpointError(message, path=path, tensor=name)
+            end = tensors.add(name, dtype, shape, end)
+        if end != tensors.state.size:
+            raise ValueError(f"its tensors end at byte {end} of {tensors.state.size}")
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"expected a whole safetensors file: {error}", path=path) from None
-    for name, tensor in tensors.items():
-        if tensor.dtype not in dtypes:
-            raise CheckpointError(
-                f"expected one of {list(map(str, dtypes))}, got {tensor.dtype}", path=path, tensor=name
-            )
     return tensors, metadata
 
 
-def map_npz(path: Path) -> dict[str, Tensor]:
+def map_npz(path: Path) -> MappedTensors:
     """Every array of an uncompressed npz file as a view of the memory-mapped file.
 
     numpy.load cannot map inside an archive, so the arrays' offsets are taken from the zip directory.
@@ -101,14 +127,17 @@ def map_npz(path: Path) -> dict[str, Tensor]:
     """
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-            members = [item for item in archive.infolist() if item.filename.endswith(".npy")]
-            return {item.filename[:-4]: _map_member(path, file, item) for item in members}
+            tensors = MappedTensors(path)
+            for item in archive.infolist():
+                if item.filename.endswith(".npy"):
+                    _map_member(tensors, file, item)
+            return tensors
     except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
         raise CheckpointError(f"expected a whole npz archive: {error}", path=path) from None
 
 
-def _map_member(path: Path, file: IO[bytes], item: zipfile.ZipInfo) -> Tensor:
-    name = item.filename[:-4]
+def _map_member(tensors: MappedTensors, file: IO[bytes], item: zipfile.ZipInfo) -> None:
+    name, path = item.filename[:-4], tensors.path
     if item.compress_type != zipfile.ZIP_STORED:
         message = "expected an uncompressed array, which can be memory-mapped (save again with numpy.savez)"
         raise CheckpointError(message, path=path, tensor=name)
@@ -118,22 +147,18 @@ def _map_member(path: Path, file: IO[bytes], item: zipfile.ZipInfo) -> Tensor:
         raise CheckpointError("expected a local file header", path=path, tensor=name)
     start = item.header_offset + _LOCAL_HEADER + sum(np.frombuffer(header[26:30], "<u2").tolist())
     file.seek(start)
-    shape, fortran, dtype = _npy_header(file)
-    if dtype.kind != "f" or dtype.itemsize > 8:
-        raise CheckpointError(f"expected floats, got {dtype} (nothing was unpickled)", path=path, tensor=name)
+    shape, fortran, numbers = _npy_header(file)
+    dtype = _NPY_KINDS.get(numbers.str)
+    if dtype is None:
+        message = f"expected little-endian floats, got {numbers} (nothing was unpickled)"
+        raise CheckpointError(message, path=path, tensor=name)
     offset = file.tell()
     length = math.prod(shape) * dtype.itemsize
-    if offset - start + length != item.file_size or offset + length > path.stat().st_size:
+    if offset - start + length != item.file_size or offset + length > tensors.state.size:
         raise CheckpointError(
             f"expected {length} bytes of data, got a truncated array", path=path, tensor=name
         )
-    # Copy-on-write, because torch warns of read-only arrays; nothing here ever writes.
-    array = (
-        np.memmap(path, dtype, "c", offset, shape, "F" if fortran else "C")
-        if length
-        else np.zeros(shape, dtype)
-    )
-    return torch.from_numpy(array)
+    tensors.add(name, dtype, shape, offset, fortran=fortran)
 
 
 def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -161,9 +186,12 @@ def take(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...], path:
     return tensor
 
 
-def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+def check_finite(
+    tensors: Mapping[str, Tensor], path: Path, progress: Callable[[int], None] | None = None
+) -> None:
     """Scan tensors in chunks of a million numbers, so that memory stays bounded.
 
+    Args: progress: told the bytes of each chunk.
     Raises: CheckpointError naming the first tensor that holds a NaN or an infinity.
     """
     for name, tensor in tensors.items():
@@ -173,12 +201,29 @@ def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
             # A NaN or infinity always spoils the sum; only then (or on overflow) is the slower test needed.
             if not math.isfinite(chunk.sum(dtype=torch.float32)) and not torch.isfinite(chunk).all():
                 raise CheckpointError("expected finite weights, got NaN or infinity", path=path, tensor=name)
+            if progress is not None:
+                progress(chunk.nbytes)
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file in hexadecimal, read in bounded chunks."""
+def sha256_of(path: Path, progress: Callable[[int], None] | None = None) -> str:
+    """The SHA-256 of a file in hexadecimal, read in bounded chunks. Args: progress: told their bytes."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(_READ_CHUNK):
+            digest.update(chunk)
+            if progress is not None:
+                progress(len(chunk))
+    return digest.hexdigest()
+
+
+def check_sha256(path: Path, expected: str, progress: Callable[[int], None] | None = None) -> None:
+    """Compare a file to the manifest. Args: progress: as for `sha256_of`.
+
+    Raises: CheckpointError if it differs.
+    """
+    if (found := sha256_of(path, progress)) != expected:
+        message = f"expected sha256 {expected} as in the manifest, got {found} (the file was changed since)"
+        raise CheckpointError(message, path=path)
 
 
 def write_safetensors(

@@ -13,6 +13,9 @@ from steerserve.errors import CheckpointError
 
 from .hook import Hook
 from .manifest import Manifest
+from .normalisation import Normalisation
+from .reader import RowReader
+from .router import Router
 from .rows import FeatureRows
 
 __all__ = ["Activation", "Sae", "Stored"]
@@ -22,7 +25,10 @@ _CHUNK = 4096
 
 @dataclass(frozen=True)
 class Activation:
-    """The per-feature numbers of the activation formula, float32 [F] each (see FeatureRows)."""
+    """The per-feature numbers of the activation formula, [F] each, any float dtype (see FeatureRows).
+
+    Views of the mapped file, or constants expanded to length.
+    """
 
     threshold: Tensor
     scale: Tensor
@@ -37,7 +43,7 @@ class Stored:
     Attributes:
         encoder: [F, d], a view of the mapped file, any float dtype.
         decoder: [F, d], likewise.
-        bias: [F] float32, added to the encoder's product.
+        bias: [F], likewise, added to the encoder's product.
         pre_bias: [d] float32, subtracted from the (scaled) input; None where the SAE subtracts nothing.
         b_dec: [d] float32, the decoder's bias in the model's own scale.
         encoder_scale: [F] float32, what each encoder row and bias is multiplied by.
@@ -66,8 +72,13 @@ class Sae:
         hook: where it was trained, or None where its files do not say.
         path: its weights file.
         manifest: our record beside it, if there is one.
-        refusal: why its features cannot be served one by one exactly, or None if they can.
-        top_k: the k of a top-k SAE, which needs the whole encoder; None otherwise.
+        refusal: why it cannot be served exactly at all, or None if it can.
+        needs_resident: why its activations need the whole SAE on the device (see Resident), or None where
+            each feature is computed by itself.
+        top_k: how many features a top-k SAE keeps of a token; None otherwise.
+        normalisation: what is done to each token before it is encoded; rows() are in normalised scale.
+        router: of a switch SAE, what chooses the expert; None otherwise.
+        reader: of a large file, what reads single rows of it; None where they are taken from the mapping.
     """
 
     architecture: str
@@ -80,12 +91,16 @@ class Sae:
     manifest: Manifest | None = field(default=None, repr=False)
     statistics: dict[str, Tensor] = field(default_factory=dict, repr=False)
     refusal: str | None = None
+    needs_resident: str | None = None
     top_k: int | None = None
+    normalisation: Normalisation = "none"
+    router: Router | None = None
+    reader: RowReader | None = field(default=None, repr=False)
 
     @property
     def per_feature(self) -> bool:
         """Whether naming k features costs O(k·d), whatever the size of the dictionary."""
-        return self.refusal is None
+        return self.refusal is None and self.needs_resident is None
 
     @property
     def b_dec(self) -> Tensor:
@@ -101,22 +116,24 @@ class Sae:
         return self._statistic("firing_rate", feature)
 
     def rows(self, features: Sequence[int]) -> FeatureRows:
-        """The named features, folded; touches only their rows of the mapped file.
+        """The named features, folded; reads nothing of the file but their rows.
 
         Args: features: k indices in [0, d_sae), in any order.
         Returns: k rows.
-        Raises: CheckpointError if the SAE cannot be served per feature, a weight of these rows is not finite,
-            or an index is out of range.
+        Raises: CheckpointError if the SAE cannot be served, a weight of these rows is not finite, or an index
+            is out of range.
         """
         if self.refusal is not None:
             raise CheckpointError(self.refusal, path=self.path)
         for feature in features:
             self._check_index(feature)
         rows = self._fold(torch.tensor(list(features), dtype=torch.long))
-        # The file was scanned when it was opened; this catches what folding overflows and what changed since.
+        # A small file was scanned when it was opened, a large one was not; and folding may overflow.
         for name in ("encoder", "bias", "scale", "shift", "decoder"):
             if not torch.isfinite(getattr(rows, name)).all():
                 raise CheckpointError("expected finite folded weights", path=self.path, tensor=name)
+        if not (rows.threshold < torch.inf).all():
+            raise CheckpointError("expected a finite threshold", path=self.path, tensor="threshold")
         return rows
 
     def encode(self, x: Tensor) -> Tensor:
@@ -124,10 +141,9 @@ class Sae:
 
         Args: x: [tokens, d_in], the residual stream in the model's own scale.
         Returns: [tokens, d_sae] float32, raw units.
-        Raises: CheckpointError if the SAE normalises its input in a way that does not fold.
+        Raises: CheckpointError if the SAE cannot be served, or normalises or routes each token.
         """
-        if self.refusal is not None and self.top_k is None:
-            raise CheckpointError(self.refusal, path=self.path)
+        self._check_whole()
         dense = torch.cat([rows.activations(x) for rows in self._chunks()], dim=-1)
         if self.top_k is None:
             return dense
@@ -140,11 +156,20 @@ class Sae:
 
         Args: f: [tokens, d_sae], raw units.
         Returns: [tokens, d_in] float32, in the model's own scale.
+        Raises: as `encode`.
         """
+        self._check_whole()
         out = self.b_dec.expand(f.shape[0], -1).clone()
         for part, rows in zip(torch.split(f.float(), _CHUNK, dim=-1), self._chunks(), strict=True):
             out += part @ rows.decoder
         return out
+
+    def _check_whole(self) -> None:
+        if self.refusal is not None:
+            raise CheckpointError(self.refusal, path=self.path)
+        if self.normalisation != "none" or self.router is not None:
+            message = f"expected the same encoder for all tokens (use Resident): {self.needs_resident}"
+            raise CheckpointError(message, path=self.path)
 
     def _chunks(self) -> Iterator[FeatureRows]:
         for start in range(0, self.d_sae, _CHUNK):
@@ -153,22 +178,31 @@ class Sae:
     def _fold(self, which: Tensor | slice) -> FeatureRows:
         stored, act = self.stored, self.activation
         # Folding cancels large terms (b_enc against W·b_dec), so it is done in float64 and rounded once.
-        encoder = _pick(stored.encoder, which).double()
-        bias = _pick(stored.bias, which).double()
+        encoder = self._pick(stored.encoder, which).double()
+        bias = self._pick(stored.bias, which).double()
         if stored.pre_bias is not None:
             bias = bias - encoder @ stored.pre_bias.double()
-        row_scale = _pick(stored.encoder_scale, which).double()
-        decoder = _pick(stored.decoder, which).double()
-        decoder *= _pick(stored.decoder_scale, which).double().unsqueeze(1)
+        row_scale = self._pick(stored.encoder_scale, which).double()
+        decoder_scale = self._pick(stored.decoder_scale, which).double() / stored.input_scale
         return FeatureRows(
             encoder=(encoder * (row_scale * stored.input_scale).unsqueeze(1)).float().contiguous(),
             bias=(bias * row_scale).float(),
-            threshold=_pick(act.threshold, which).clone(),
-            scale=_pick(act.scale, which).clone(),
-            shift=_pick(act.shift, which).clone(),
-            floor=_pick(act.floor, which).clone(),
-            decoder=(decoder / stored.input_scale).float().contiguous(),
+            threshold=_own(self._pick(act.threshold, which)),
+            scale=_own(self._pick(act.scale, which)),
+            shift=_own(self._pick(act.shift, which)),
+            floor=_own(self._pick(act.floor, which)),
+            decoder=(self._pick(stored.decoder, which).double() * decoder_scale.unsqueeze(1))
+            .float()
+            .contiguous(),
         )
+
+    def _pick(self, part: Tensor, which: Tensor | slice) -> Tensor:
+        """`part[which]`; not by brackets, for they start torch's threads, which wait for busy cores."""
+        if isinstance(which, slice):
+            return part[which]
+        if self.reader is not None and self.reader.holds(part):
+            return self.reader.read(part, which.tolist())
+        return part.index_select(0, which)
 
     def _statistic(self, name: str, feature: int) -> float | None:
         self._check_index(feature)
@@ -180,6 +214,6 @@ class Sae:
             raise CheckpointError(f"expected features in [0, {self.d_sae}), got {feature}", path=self.path)
 
 
-def _pick(part: Tensor, which: Tensor | slice) -> Tensor:
-    """`part[which]`. Indexing by a tensor starts torch's thread pool, whose threads wait for busy cores."""
-    return part[which] if isinstance(which, slice) else part.index_select(0, which)
+def _own(part: Tensor) -> Tensor:
+    """A float32 copy, contiguous even where `part` is a constant expanded to length."""
+    return part.float().clone(memory_format=torch.contiguous_format)

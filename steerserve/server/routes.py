@@ -84,6 +84,7 @@ def _sae(source: Source, limit: int, offset: int) -> SaeInfo:
         hook_point=source.point.name,
         layer=source.point.index - 1,
         statistics=sae.max_activation(0) is not None,
+        resident=source.resident,
         files=dict(sae.manifest.files) if sae.manifest else {},
         labels=[
             LabelInfo(feature=label.feature, label=label.label, domain=label.domain, f1=label.f1)
@@ -113,7 +114,7 @@ def _capabilities(state: SteeringState) -> Capabilities:
         ops=_OPS,
         phases=list(get_args(Phase)),
         selectors=[*Where.model_fields],
-        error_modes=["keep"],
+        error_modes=["keep", "drop"] if catalog and catalog.residents else ["keep"],
         limits=Limits(
             interventions=catalog.max_interventions if catalog else 0,
             features_per_hook_point=catalog.rows_per_point if catalog else 0,

@@ -38,6 +38,7 @@ class SaeInfo(BaseModel):
     hook_point: str
     layer: int = Field(description="decoder layer after which it reads and writes; -1 for the embeddings")
     statistics: bool = Field(description='whether `unit: "max"` can be used')
+    resident: bool = Field(description='whether `error: "drop"` can be used')
     files: dict[str, str] = Field(description="SHA-256 of its files, as its manifest records them")
     labels: list[LabelInfo]
     labels_total: int

@@ -15,10 +15,21 @@ from tests.support.engine import Engine, start_engine
 from tests.support.models import D_MODEL, make_model
 from tests.support.saes import make_sae
 
+# Holds a sitecustomize.py, which reaches the engine's processes by PYTHONPATH.
+INTERPRETER = Path(__file__).parents[1] / "support" / "interpreter"
+
 os.environ.setdefault("VLLM_PLUGINS", "steerserve")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
+
+
+def interpret(patch: pytest.MonkeyPatch) -> None:
+    """Let the engines that are started now run the V2 model runner, in Triton's interpreter."""
+    patch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    patch.setenv("PYTHONPATH", str(INTERPRETER), prepend=os.pathsep)
+    # This process, which runs no kernel, looked for Triton before there was any.
+    patch.setattr("vllm.config.vllm.HAS_TRITON", True)
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +47,10 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "gate": (make_sae(folder / "gate", "gated", 2, seed=3), 3),
             "batch": (make_sae(folder / "batch", "batchtopk", 3, seed=4), 4),
             "first": (make_sae(folder / "first", "standard", 0, seed=6, site="resid_pre"), 0),
+            "top": (make_sae(folder / "top", "topk", 1, seed=7, d_sae=4096, k=50), 2),
+            "norm": (make_sae(folder / "norm", "jumprelu", 2, seed=8, normalize_activations="layer_norm"), 3),
         },
+        "resident": {"top", "norm"},
         "directions": {"north": (unit, 3)},
         "direction_files": {"north": folder / "north.safetensors"},
     }
@@ -58,11 +72,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def engine(
     request: pytest.FixtureRequest, models: Callable[[str], Path], assets: dict[str, Any]
 ) -> Iterator[Engine]:
-    """An engine with everything served; parametrised indirectly by {"family": …, further LLM arguments}."""
+    """An engine with everything served; parametrised indirectly by {"family": …, further LLM arguments}.
+
+    `runner: "v2"` asks for vLLM's V2 model runner, whose kernels Triton's interpreter runs on the CPU.
+    """
     options = dict(getattr(request, "param", {"family": "llama"}))
     with pytest.MonkeyPatch.context() as patch:
         if options.keys() & {"tensor_parallel_size", "pipeline_parallel_size"}:
             patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+        if options.pop("runner", "v1") == "v2":
+            interpret(patch)
         running = start_engine(models(options.pop("family")), assets, **options)
-    yield running
-    running.stop()
+        yield running
+        running.stop()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support.engine import Engine, Reply, random_prompts
+from tests.support.reference import Steering
 
 SAES = ["std", "jump", "gate", "batch", "first"]
 OPS: list[dict[str, Any]] = [
@@ -68,6 +69,27 @@ def _together() -> list[list[dict[str, Any]]]:
     ]
 
 
+def _dense() -> list[Steering]:
+    """What needs a whole SAE: exact top-k (k = 50 of 4096), layer norm, and dropping the error."""
+    top = [{"sae": "top", "feature": 83 * i, **OPS[i % 6]} for i in range(12)]
+    norm = [{"sae": "norm", "feature": 5 * i, **OPS[i % 6]} for i in range(12)]
+    jump = {"sae": "jump", "feature": 3, "op": "add", "value": 2.0}
+    early = {"where": {"phase": "prompt", "stop": -2}}
+    return [
+        top,
+        norm,
+        [{**top[3], "only_if_active": True}, {**top[4], "when": {"feature": 77, "above": 0.0}}],
+        [{**jump, "when": {"sae": "norm", "feature": 9, "above": 0.1}}],
+        [*top[:3], *norm[:3], jump],
+        {"interventions": top[:4], "error": "drop"},
+        {"interventions": norm[:4], "error": "drop"},
+        {"interventions": [*top[:2], *norm[:2]], "error": "drop"},
+        {"interventions": [{**norm[0], **early}, {"direction": "north", "op": "add", "value": 2.0}],
+         "error": "drop"},
+        {"interventions": [{**top[1], "op": "scale", "value": 1.0, "only_if_active": True}], "error": "drop"},
+    ]  # fmt: skip
+
+
 def _differ(one: Reply, other: Reply) -> bool:
     pairs = zip(one.logprobs, other.logprobs, strict=True)
     return one.tokens != other.tokens or any(abs(a - b) > 1e-3 for a, b in pairs)
@@ -85,15 +107,16 @@ LENGTHS = [1, 5, 12, 17, 33, 60, 110, 150]
         {"family": "gpt2"},
         {"family": "qwen3"},
         {"family": "olmo2"},
+        {"family": "llama", "runner": "v2"},
     ],
     indirect=True,
-    ids=lambda options: options["family"],
+    ids=lambda options: "-".join([options["family"], *options.get("runner", "").split()]),
 )
 class TestParity:
     def test_every_op_architecture_window_and_condition_matches_a_hook_with_saelens(
         self, engine: Engine
     ) -> None:
-        steering = [*_every_op(), *_windows(), *_conditions(), *_together()]
+        steering = [*_every_op(), *_windows(), *_conditions(), *_together(), *_dense()]
         prompts = random_prompts(len(steering), LENGTHS, seed=1)
         replies = engine.generate(prompts, steering)
         worst = engine.check(prompts, steering, replies)

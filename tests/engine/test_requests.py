@@ -10,7 +10,10 @@ from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import StructuredOutputsParams
 
+from tests.support.combinations import both_runners, combination
 from tests.support.engine import Engine, random_prompts
+
+pytestmark = both_runners({"family": "llama"})
 
 CLAMP: dict[str, Any] = {"sae": "jump", "feature": 3, "op": "clamp", "value": 9.0}
 OTHER: dict[str, Any] = {"sae": "std", "feature": 4, "op": "add", "value": 5.0}
@@ -21,6 +24,7 @@ def _within(intervention: dict[str, Any], **where: Any) -> list[dict[str, Any]]:
     return [{**intervention, "where": where}]
 
 
+@combination("prefix caching")
 class TestPrefixCache:
     """Prompts of 101 tokens fill three blocks of 32, which a later request may find in the cache."""
 
@@ -75,6 +79,7 @@ class TestPrefixCache:
 
 
 class TestCombinations:
+    @combination("n > 1", "logprobs")
     def test_several_samples_of_one_prompt_are_all_steered(self, engine: Engine) -> None:
         params = SamplingParams(
             n=3, seed=1, temperature=1.0, max_tokens=6, logprobs=0, ignore_eos=True,
@@ -89,6 +94,7 @@ class TestCombinations:
             assert got == pytest.approx(expected, abs=1e-3)
         assert engine.collect("n3")["requests"]["n3"] == 3
 
+    @combination("prompt logprobs", "chunked prefill")
     def test_prompt_logprobs_are_those_of_the_steered_model(self, engine: Engine) -> None:
         prompt = random_prompts(1, [60], seed=22)[0]
         params = SamplingParams(
@@ -103,6 +109,7 @@ class TestCombinations:
             token = prompt[position]
             assert step[token].logprob == pytest.approx(float(table[position - 1, token]), abs=1e-3)
 
+    @combination("penalties", "structured output")
     def test_penalties_and_structured_output_work_beside_steering(self, engine: Engine) -> None:
         prompts = random_prompts(2, [20], seed=23)
         steering = {"steering": {"interventions": [CLAMP]}}
@@ -115,6 +122,35 @@ class TestCombinations:
         penalised, chosen = engine.llm.generate(inputs, params, use_tqdm=False)
         assert len(set(penalised.outputs[0].token_ids)) > 1
         assert chosen.outputs[0].text.strip() in ("w17", "w18")
+
+    @combination("abort")
+    def test_an_aborted_request_gives_its_slot_back_and_leaves_its_neighbour_alone(
+        self, engine: Engine
+    ) -> None:
+        prompts = random_prompts(2, [40], seed=25)
+        core = engine.llm.llm_engine
+        for name, prompt in zip(("leaves", "stays"), prompts, strict=True):
+            params = SamplingParams(
+                temperature=0,
+                max_tokens=8,
+                logprobs=0,
+                ignore_eos=True,
+                extra_args={"steering": {"interventions": [CLAMP]}, "steering_ticket": name},
+            )
+            core.add_request(name, {"prompt_token_ids": prompt}, params)
+        for _ in range(3):
+            core.step()
+        core.abort_request(["leaves"])
+        done = []
+        while core.has_unfinished_requests():
+            done += [output for output in core.step() if output.finished]
+        (output,) = done
+        tokens = list(output.outputs[0].token_ids)
+        got = [step[t].logprob for t, step in zip(tokens, output.outputs[0].logprobs, strict=True)]
+        expected = engine.reference.logprobs(prompts[1], tokens, [CLAMP]).tolist()
+        assert got == pytest.approx(expected, abs=1e-3)
+        engine.generate(prompts[:1], [None])  # workers hear of an abort with their next step
+        assert engine.collect()["slots"]["in_use"] == 0
 
     def test_equal_plans_share_a_slot_and_all_slots_come_back(self, engine: Engine) -> None:
         prompts = random_prompts(12, [10, 30], seed=24)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 from vllm.lora.request import LoRARequest
 
+from steerserve.report import merge_workers
+from tests.support.combinations import both_runners, combination
 from tests.support.engine import Engine, random_prompts
 from tests.support.lora import make_adapter, merge_adapter
 from tests.support.models import BOS, EOS, PAD
@@ -32,12 +33,8 @@ def _counter(engine: Engine, name: str) -> float:
     return sum(metric.value for metric in engine.llm.get_metrics() if metric.name == name)
 
 
-@pytest.mark.parametrize(
-    "engine",
-    [{"family": "llama", "num_gpu_blocks_override": 14, "disable_log_stats": False}],
-    indirect=True,
-    ids=["scarce-cache"],
-)
+@combination("forced preemption", "chunked prefill")
+@both_runners({"family": "llama", "num_gpu_blocks_override": 14, "disable_log_stats": False}, "scarce-cache")
 def test_preempted_and_resumed_requests_are_steered_and_counted_once(engine: Engine) -> None:
     prompts = random_prompts(8, [60], seed=41)
     tickets = [f"p{i}" for i in range(8)]
@@ -49,17 +46,14 @@ def test_preempted_and_resumed_requests_are_steered_and_counted_once(engine: Eng
     assert _counts(engine, tickets) == [[60 + n, 1 + n] for n in fed]
 
 
-@pytest.mark.parametrize(
-    "engine",
-    [
-        {
-            "family": "llama",
-            "disable_log_stats": False,
-            "speculative_config": {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2},
-        }
-    ],
-    indirect=True,
-    ids=["ngram"],
+@combination("n-gram speculation")
+@both_runners(
+    {
+        "family": "llama",
+        "disable_log_stats": False,
+        "speculative_config": {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2},
+    },
+    "ngram",
 )
 def test_speculated_tokens_are_steered_and_rejected_ones_not_counted(engine: Engine) -> None:
     pattern = [5, 6, 7, 8, 9, 10]
@@ -75,25 +69,36 @@ def test_speculated_tokens_are_steered_and_rejected_ones_not_counted(engine: Eng
         assert whole - generated == len(prompt) - 2
 
 
-@pytest.mark.parametrize(
-    "engine",
-    [
-        {"family": "llama", "tensor_parallel_size": 2},
-        # Not eager: stock vLLM 0.32 on CPU fails there, for it sizes the stages' buffers in its warm-up only.
-        {"family": "llama", "pipeline_parallel_size": 2, "enforce_eager": False},
-    ],
-    indirect=True,
-    ids=["tp2", "pp2"],
+@combination("tensor parallelism (TP = 2)")
+@both_runners({"family": "llama", "tensor_parallel_size": 2}, "tp2")
+def test_two_tensor_parallel_ranks_serve_what_one_does(engine: Engine) -> None:
+    _check_ranks(engine)
+
+
+# V1 is not eager, for stock vLLM 0.32 on CPU sizes the stages' buffers in its warm-up only. V2 is, for
+# what Triton's interpreter runs cannot be compiled.
+@combination("pipeline parallelism (PP = 2)")
+@both_runners(
+    {"family": "llama", "pipeline_parallel_size": 2, "enforce_eager": False}, "pp2", enforce_eager=True
 )
-def test_two_ranks_serve_what_one_does(engine: Engine) -> None:
+def test_two_pipeline_stages_serve_what_one_does(engine: Engine) -> None:
+    _check_ranks(engine)
+
+
+def _check_ranks(engine: Engine) -> None:
     prompts = random_prompts(6, [10, 60, 110], seed=42)
     plans = [PLAN, None, PLAN[:1], None, PLAN[1:], PLAN]
-    engine.check(prompts, plans, engine.generate(prompts, plans))
+    tickets = [f"rank{i}" for i in range(6)]
+    replies = engine.generate(prompts, plans, tickets)
+    engine.check(prompts, plans, replies)
+    both = merge_workers(engine.llm.collective_rpc("steerserve_collect", args=(["rank0"],)))
+    counted = sorted(row.tokens for row in both.tallies["rank0"].rows.values())
+    fed = _ordinary(replies[0].tokens[:-1])
+    assert counted == [1 + fed, len(prompts[0]) - 1 + fed]
 
 
-@pytest.mark.parametrize(
-    "engine", [{"family": "llama", "enable_lora": True, "max_lora_rank": 8}], indirect=True, ids=["lora"]
-)
+@combination("LoRA")
+@both_runners({"family": "llama", "enable_lora": True, "max_lora_rank": 8}, "lora")
 def test_an_adapted_model_is_steered_like_the_merged_one(engine: Engine, tmp_path: Path) -> None:
     adapter = make_adapter(tmp_path / "adapter")
     prompts = random_prompts(4, [20, 60], seed=43)

@@ -57,7 +57,7 @@ def test_an_unfit_vllm_refuses_a_steering_configuration_and_runs_without_one(
         ({"saes": [{"name": "a", "path": "/nowhere"}]}, {}, CheckpointError, "/nowhere"),
         ({"saes": [{"name": "a", "path": "SAE", "layer": 9}]}, {}, ConfigError, "expected `layer` < 4"),
         ({"saes": [{"name": "a", "path": "SAE"}] * 2}, {}, ConfigError, "unique names"),
-        ({"saes": [{"name": "a", "path": "SAE", "resident": True}]}, {}, ConfigError, "dense path"),
+        ({"saes": [{"name": "a", "path": "TOP"}]}, {}, ConfigError, "expected `resident: true`.*top-k"),
         ({"sae": []}, {}, ConfigError, "steerserve.sae"),
         ({}, {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
          IncompatibleError, "KV connector"),
@@ -73,7 +73,8 @@ def test_what_cannot_be_served_exactly_is_refused_before_the_engine_starts(
 ) -> None:
     register()
     for sae in steerserve.get("saes", []):
-        sae["path"] = str(assets["saes"]["jump"][0]) if sae["path"] == "SAE" else sae["path"]
+        name = {"SAE": "jump", "TOP": "top"}.get(sae["path"])
+        sae["path"] = str(assets["saes"][name][0]) if name else sae["path"]
     config = EngineArgs(
         model=str(models("llama")), additional_config={"steerserve": steerserve}, **options
     ).create_engine_config()

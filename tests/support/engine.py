@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from vllm import LLM, SamplingParams
 from vllm.lora.request import LoRARequest
 
 from .models import BOS, VOCAB
-from .reference import Intervention, Reference
+from .reference import Reference, Steering
 
 
 @dataclass
@@ -33,14 +34,15 @@ class Engine:
     def generate(
         self,
         prompts: list[list[int]],
-        steering: list[list[Intervention] | None],
+        steering: Sequence[Steering | None],
         tickets: list[str] | None = None,
         lora: LoRARequest | None = None,
         **params: Any,
     ) -> list[Reply]:
-        """Run one batch; a steering of None leaves the request alone."""
+        """Run one batch; a steering of None leaves the request alone, a list is its interventions."""
         settings = {"temperature": 0.0, "max_tokens": 8, "logprobs": 0, "ignore_eos": True, **params}
-        extra = [None if s is None else {"steering": {"interventions": s}} for s in steering]
+        whole = [{"interventions": s} if isinstance(s, list) else s for s in steering]
+        extra: list[dict[str, Any] | None] = [None if s is None else {"steering": s} for s in whole]
         for arguments, ticket in zip(extra, tickets or [], strict=False):
             if arguments is not None:
                 arguments["steering_ticket"] = ticket
@@ -60,7 +62,7 @@ class Engine:
         ]
 
     def check(
-        self, prompts: list[list[int]], steering: list[list[Intervention] | None], replies: list[Reply]
+        self, prompts: list[list[int]], steering: Sequence[Steering | None], replies: list[Reply]
     ) -> float:
         """Hold every logprob to the reference; returns the largest difference."""
         worst = 0.0
@@ -83,13 +85,17 @@ class Engine:
         core.ctx.destroy(linger=0)
 
 
-def start_engine(model: Path, assets: dict[str, Any], **options: Any) -> Engine:
-    """Start vLLM with every SAE and direction of `assets`; float32 and small unless told otherwise."""
+def engine_settings(assets: dict[str, Any]) -> dict[str, Any]:
+    """Engine arguments that serve every SAE and direction of `assets`; float32 and small."""
     config = {
-        "saes": [{"name": name, "path": str(path)} for name, (path, _) in assets["saes"].items()],
+        "saes": [
+            {"name": name, "path": str(path), "resident": name in assets["resident"]}
+            for name, (path, _) in assets["saes"].items()
+        ],
         "directions": [{"name": n, "path": str(p)} for n, p in assets["direction_files"].items()],
     }
-    settings: dict[str, Any] = {
+    return {
+        "additional_config": {"steerserve": config},
         "dtype": "float32",
         "enforce_eager": True,
         "max_model_len": 256,
@@ -100,7 +106,11 @@ def start_engine(model: Path, assets: dict[str, Any], **options: Any) -> Engine:
         "seed": 0,
         "disable_log_stats": True,
     }
-    llm = LLM(str(model), additional_config={"steerserve": config}, **(settings | options))
+
+
+def start_engine(model: Path, assets: dict[str, Any], **options: Any) -> Engine:
+    """Start vLLM with every SAE and direction of `assets`. Args: options: change `engine_settings`."""
+    llm = LLM(str(model), **(engine_settings(assets) | options))
     return Engine(llm, Reference(model, assets["saes"], assets["directions"]))
 
 

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from .saes import load_sae
 
 Intervention = dict[str, Any]
+Steering = list[Intervention] | dict[str, Any]
 _EDIT: dict[str, Callable[[Tensor, float], Tensor]] = {
     "clamp": lambda f, v: torch.full_like(f, v),
     "ablate": lambda f, v: torch.zeros_like(f),
@@ -50,9 +51,10 @@ class Reference:
         self.special = special
 
     @torch.no_grad()
-    def logprobs(self, prompt: list[int], output: list[int], steering: list[Intervention]) -> Tensor:
+    def logprobs(self, prompt: list[int], output: list[int], steering: Steering) -> Tensor:
         """Log-probabilities of each output token, the whole sequence computed in one steered pass.
 
+        Args: steering: the interventions, or a whole `steering` object.
         Returns: [len(output)].
         """
         ids = prompt + output[:-1]
@@ -61,7 +63,7 @@ class Reference:
         )[:, 0]
 
     @torch.no_grad()
-    def all_logprobs(self, ids: list[int], prompt_len: int, steering: list[Intervention]) -> Tensor:
+    def all_logprobs(self, ids: list[int], prompt_len: int, steering: Steering) -> Tensor:
         """[len(ids), vocab] log-probabilities after each position of one steered pass."""
         handles = self._hook(ids, prompt_len, steering)
         try:
@@ -71,40 +73,60 @@ class Reference:
                 handle.remove()
         return logits.float().log_softmax(-1)
 
-    def _hook(self, ids: list[int], prompt_len: int, steering: list[Intervention]) -> list[Any]:
+    def _hook(self, ids: list[int], prompt_len: int, steering: Steering) -> list[Any]:
+        whole = steering if isinstance(steering, dict) else {"interventions": steering}
+        drop = whole.get("error") == "drop"
         by_point: dict[int, list[Intervention]] = {}
-        for one in steering:
+        for one in whole["interventions"]:
             by_point.setdefault(self._point(one), []).append(one)
-        return [self._hook_point(p, own, ids, prompt_len) for p, own in by_point.items()]
+        return [self._hook_point(p, own, ids, prompt_len, drop) for p, own in by_point.items()]
 
     def _point(self, one: Intervention) -> int:
         return self.directions[one["direction"]][1] if "direction" in one else self.saes[one["sae"]][1]
 
-    def _hook_point(self, point: int, own: list[Intervention], ids: list[int], prompt_len: int) -> Any:
+    def _hook_point(
+        self, point: int, own: list[Intervention], ids: list[int], prompt_len: int, drop: bool
+    ) -> Any:
         layers = self.model.transformer.h if hasattr(self.model, "transformer") else self.model.model.layers
 
         def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if args:
-                return (self._edit(args[0], own, ids, prompt_len), *args[1:]), kwargs
-            return args, kwargs | {"hidden_states": self._edit(kwargs["hidden_states"], own, ids, prompt_len)}
+                return (self._edit(args[0], own, ids, prompt_len, drop), *args[1:]), kwargs
+            hidden = self._edit(kwargs["hidden_states"], own, ids, prompt_len, drop)
+            return args, kwargs | {"hidden_states": hidden}
 
         def after(module: Any, args: Any, output: Any) -> Any:
             if isinstance(output, tuple):
-                return (self._edit(output[0], own, ids, prompt_len), *output[1:])
-            return self._edit(output, own, ids, prompt_len)
+                return (self._edit(output[0], own, ids, prompt_len, drop), *output[1:])
+            return self._edit(output, own, ids, prompt_len, drop)
 
         if point == 0:
             return layers[0].register_forward_pre_hook(before, with_kwargs=True)
         return layers[point - 1].register_forward_hook(after)
 
-    def _edit(self, x: Tensor, own: list[Intervention], ids: list[int], prompt_len: int) -> Tensor:
+    def _edit(
+        self, x: Tensor, own: list[Intervention], ids: list[int], prompt_len: int, drop: bool
+    ) -> Tensor:
         x = x.clone()
         stream = x[0]
         change = torch.zeros_like(stream)
         for one in own:
             change += self._change(stream, one, ids, prompt_len)
+        if drop:
+            change += self._reconstruction_error(stream, own, ids, prompt_len)
         x[0] = stream + change
         return x
+
+    def _reconstruction_error(
+        self, stream: Tensor, own: list[Intervention], ids: list[int], prompt_len: int
+    ) -> Tensor:
+        """decode(encode(x)) − x of the one SAE that is named here, at every token that a window selects."""
+        (name,) = {one["sae"] for one in own if "sae" in one}
+        sae = self.saes[name][0]
+        selected = [
+            any(touches(one, p, ids, prompt_len, self.special) for one in own) for p in range(len(ids))
+        ]
+        return torch.where(torch.tensor(selected).unsqueeze(1), sae.decode(sae.encode(stream)) - stream, 0.0)
 
     def _change(self, stream: Tensor, one: Intervention, ids: list[int], prompt_len: int) -> Tensor:
         mask = torch.tensor([touches(one, p, ids, prompt_len, self.special) for p in range(len(ids))])
@@ -125,7 +147,14 @@ class Reference:
             mask = mask & (other > c.get("above", -torch.inf)) & (other < c.get("below", torch.inf))
         edited = f.clone()
         edited[mask, j] = _EDIT[one["op"]](f[mask, j], value)
-        return sae.decode(edited) - sae.decode(f)
+        return _decoded(sae, edited, stream) - _decoded(sae, f, stream)
+
+
+def _decoded(sae: Any, f: Tensor, stream: Tensor) -> Tensor:
+    """SAELens decodes with what it remembers of the token it encoded last, once."""
+    sae.encode(stream)
+    decoded: Tensor = sae.decode(f)
+    return decoded
 
 
 def touches(

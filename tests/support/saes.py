@@ -1,7 +1,8 @@
-"""Small random SAEs, made and saved by SAELens itself."""
+"""Small random SAEs, made and saved by SAELens itself; Switch SAEs, which it does not know, by hand."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from sae_lens import (
     JumpReLUSAEConfig,
     StandardSAE,
     StandardSAEConfig,
+    TopKSAE,
+    TopKSAEConfig,
 )
 from sae_lens.saes.sae import SAEMetadata
 
@@ -26,18 +29,34 @@ _KINDS: dict[str, tuple[type[Any], type[Any]]] = {
     "gated": (GatedSAE, GatedSAEConfig),
     # What SAELens exports of a trained BatchTopK SAE.
     "batchtopk": (JumpReLUSAE, JumpReLUSAEConfig),
+    "topk": (TopKSAE, TopKSAEConfig),
 }
 
 
-def make_sae(folder: Path, architecture: str, layer: int, *, seed: int = 0, site: str = "resid_post") -> Path:
-    """Save a random SAE of `architecture` at a hook; every bias and threshold is non-zero."""
+def make_sae(
+    folder: Path,
+    architecture: str,
+    layer: int,
+    *,
+    seed: int = 0,
+    site: str = "resid_post",
+    d_in: int = D_MODEL,
+    d_sae: int = D_SAE,
+    **settings: Any,
+) -> Path:
+    """Save a random SAE of `architecture` at a hook; every bias and threshold is non-zero.
+
+    `settings` go to SAELens' config: `k` and `rescale_acts_by_decoder_norm` of "topk",
+    `normalize_activations` of any.
+    """
     metadata = SAEMetadata(hook_name=f"blocks.{layer}.hook_{site}", model_name="tiny")
     if architecture == "batchtopk":
         metadata.training_architecture = "batchtopk"
+    if architecture == "topk":
+        settings = {"k": 8, **settings}
     sae_class, config_class = _KINDS[architecture]
-    sae = sae_class(
-        config_class(d_in=D_MODEL, d_sae=D_SAE, apply_b_dec_to_input=seed % 2 == 0, metadata=metadata)
-    )
+    config = {"d_in": d_in, "d_sae": d_sae, "apply_b_dec_to_input": seed % 2 == 0, "metadata": metadata}
+    sae = sae_class(config_class(**{**config, **settings}))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in sae.named_parameters():
@@ -51,3 +70,31 @@ def make_sae(folder: Path, architecture: str, layer: int, *, seed: int = 0, site
 def load_sae(folder: Path) -> SAE[Any]:
     """Load it back with SAELens."""
     return SAE.load_from_disk(str(folder), device="cpu")
+
+
+def make_switch(
+    folder: Path,
+    layer: int,
+    *,
+    seed: int = 0,
+    d_in: int = D_MODEL,
+    d_sae: int = D_SAE,
+    experts: int = 4,
+    k: int = 8,
+    heaviside: bool = False,
+) -> Path:
+    """Save a random Switch SAE as its authors' trainer does: `config.json` and `ae.pt`."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes: dict[str, tuple[int, ...]] = {
+        "encoder.weight": (d_sae, d_in),
+        "router.weight": (experts, d_in),
+        "decoder": (d_sae, d_in),
+    }
+    shapes |= {"b_dec": (d_in,), "b_router": (d_in,)}
+    tensors = {name: torch.randn(shape, generator=generator) * 0.2 for name, shape in shapes.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(tensors, folder / "ae.pt")
+    trainer = {"dict_class": "SwitchAutoEncoder", "activation_dim": d_in, "dict_size": d_sae, "k": k}
+    trainer |= {"experts": experts, "heaviside": heaviside, "layer": layer, "lm_name": "tiny"}
+    (folder / "config.json").write_text(json.dumps({"trainer": {**trainer, "submodule_name": None}}))
+    return folder

@@ -9,7 +9,7 @@ import torch
 
 from steerserve.catalog import Catalog
 from steerserve.plan import Plan, compile_plan
-from steerserve.runtime import Runtime
+from steerserve.runtime.host import HostRuntime
 from steerserve.spec import parse_spec
 from tests.support.models import D_MODEL, VOCAB
 
@@ -20,12 +20,12 @@ def _plan(catalog: Catalog, **changed: Any) -> Plan:
     return compile_plan(parse_spec({"interventions": [ONE | changed]}), catalog)
 
 
-def _runtime(catalog: Catalog, requests: int = 4) -> Runtime:
-    return Runtime(catalog, [2, 3], max_requests=requests, max_tokens=64, vocab=VOCAB)
+def _runtime(catalog: Catalog, requests: int = 4) -> HostRuntime:
+    return HostRuntime(catalog, [2, 3], max_requests=requests, max_tokens=64, vocab=VOCAB)
 
 
 def _step(
-    runtime: Runtime, spans: dict[str, tuple[int, int]], drafts: dict[str, int] | None = None
+    runtime: HostRuntime, spans: dict[str, tuple[int, int]], drafts: dict[str, int] | None = None
 ) -> torch.Tensor:
     """One forward pass over `spans`: request → (tokens before, tokens now)."""
     computed = np.array([c for c, _ in spans.values()], dtype=np.int32)
@@ -40,11 +40,11 @@ def _step(
     return stream
 
 
-def _tokens(runtime: Runtime, ticket: str) -> int:
+def _tokens(runtime: HostRuntime, ticket: str) -> int:
     return int(runtime.collect([ticket])["tallies"][ticket][0][1])
 
 
-def _add(runtime: Runtime, name: str, plan: Plan, prompt_len: int = 8, computed: int = 0) -> None:
+def _add(runtime: HostRuntime, name: str, plan: Plan, prompt_len: int = 8, computed: int = 0) -> None:
     runtime.add(name, plan.wire, np.full(prompt_len, 9), name, computed)
 
 

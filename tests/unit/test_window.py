@@ -51,7 +51,7 @@ def test_rows_apply_where_the_documentation_says_however_the_tokens_are_chunked(
     ]
     assert selector.masks(0, np.array(ids), special).tolist() == expected
 
-    tokens = TokenMap(64, VOCAB, SPECIAL)
+    tokens = TokenMap(64, special)
     edges = sorted({0, len(ids), *(cut for cut in cuts if cut < len(ids))})
     for start, stop in itertools.pairwise(edges):
         layout = Batch.of([-1, 5], [None, selector])

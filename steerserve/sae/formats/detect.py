@@ -7,7 +7,7 @@ from pathlib import Path
 from steerserve.errors import CheckpointError
 from steerserve.sae.sae import Sae
 
-from . import gemma_scope, saelens
+from . import gemma_scope, saelens, switch
 
 __all__ = ["open_sae"]
 
@@ -16,7 +16,8 @@ def open_sae(path: Path | str) -> Sae:
     """Open an SAE for serving, whatever wrote it.
 
     Args: path: its folder, or the weights file inside it.
-    Returns: the SAE, memory-mapped; `Sae.refusal` says if it cannot be served feature by feature.
+    Returns: the SAE, memory-mapped; `Sae.refusal` says if it cannot be served, `Sae.needs_resident` if only
+        with the whole of it on the device.
     Raises: CheckpointError naming file and tensor if anything there is damaged, untrusted, of unknown kind,
         or differs from the manifest beside it.
     """
@@ -28,6 +29,11 @@ def open_sae(path: Path | str) -> Sae:
         return saelens.open_saelens(folder)
     if (folder / gemma_scope.WEIGHTS).exists():
         return gemma_scope.open_gemma_scope(folder)
-    wanted = f"`{saelens.CONFIG}` + `{saelens.WEIGHTS}` (SAELens) or `{gemma_scope.WEIGHTS}` (Gemma Scope)"
+    if switch.is_switch(folder):
+        return switch.open_switch(folder)
+    wanted = (
+        f"`{saelens.CONFIG}` + `{saelens.WEIGHTS}` (SAELens), `{gemma_scope.WEIGHTS}` (Gemma Scope) "
+        f"or `{switch.CONFIG}` + `{switch.WEIGHTS}` with a router (Switch SAE)"
+    )
     found = sorted(item.name for item in folder.iterdir())[:8]
     raise CheckpointError(f"expected {wanted}, found {found}", path=path)

@@ -9,14 +9,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import torch
-
 from steerserve.errors import CheckpointError
 from steerserve.sae.files import inside, map_npz, take
 from steerserve.sae.hook import Hook
 from steerserve.sae.sae import Sae, Stored
 
-from .common import checked, jump_relu
+from .common import checked, constant, jump_relu
 
 __all__ = ["WEIGHTS", "open_gemma_scope"]
 
@@ -40,11 +38,11 @@ def open_gemma_scope(folder: Path) -> Sae:
         raise CheckpointError("expected a matrix [d_sae, d_in]", path=path, tensor="W_dec")
     d_sae, d_in = tensors["W_dec"].shape
     b_dec = take(tensors, "b_dec", (d_in,), path).float()
-    ones = torch.ones(d_sae)
+    ones = constant(1.0, d_sae)
     stored = Stored(
         encoder=take(tensors, "W_enc", (d_in, d_sae), path).T,
         decoder=tensors["W_dec"],
-        bias=take(tensors, "b_enc", (d_sae,), path).float(),
+        bias=take(tensors, "b_enc", (d_sae,), path),
         pre_bias=None,
         b_dec=b_dec,
         encoder_scale=ones,

@@ -17,7 +17,7 @@ from steerserve.errors import CheckpointError
 from steerserve.sae.files import inside, map_safetensors, read_json, take
 from steerserve.sae.sae import Activation, Sae, Stored
 
-from .common import checked, jump_relu, rectifier
+from .common import checked, constant, jump_relu, rectifier
 from .saelens_config import Config, read_config
 
 __all__ = ["CONFIG", "WEIGHTS", "open_saelens"]
@@ -41,8 +41,8 @@ class _File:
     config: Config
 
     def vector(self, name: str) -> Tensor:
-        """[d_sae] float32."""
-        return take(self.tensors, name, (self.config.d_sae,), self.path).float()
+        """[d_sae], a view of the mapped file."""
+        return take(self.tensors, name, (self.config.d_sae,), self.path)
 
 
 def open_saelens(folder: Path) -> Sae:
@@ -70,7 +70,9 @@ def open_saelens(folder: Path) -> Sae:
         stored=_stored(file, bias, scale),
         activation=activation,
         refusal=config.refusal or refusal,
-        top_k=config.k if config.refusal_is_top_k and refusal is None else None,
+        needs_resident=config.needs_resident,
+        top_k=config.k,
+        normalisation=config.normalisation,
     )
     return checked(sae, folder, tensors)
 
@@ -80,17 +82,19 @@ def _stored(file: _File, bias: Tensor, input_scale: float) -> Stored:
     b_dec = take(file.tensors, "b_dec", (config.d_in,), file.path).float()
     encoder = take(file.tensors, "W_enc", (config.d_in, config.d_sae), file.path).T
     decoder = take(file.tensors, "W_dec", (config.d_sae, config.d_in), file.path)
-    ones = torch.ones(config.d_sae)
-    # Only top-k SAEs are ever rescaled: selection on pre·‖d‖, then decoding by d/‖d‖.
-    norms = _row_norms(decoder) if config.rescale_acts_by_decoder_norm else ones
+    encoder_scale, decoder_scale = constant(1.0, config.d_sae), _finetuning_factor(file)
+    if config.rescale_acts_by_decoder_norm:
+        # Only top-k SAEs are ever rescaled: selection on pre·‖d‖, then decoding by d/‖d‖.
+        encoder_scale = _row_norms(decoder)
+        decoder_scale = decoder_scale / encoder_scale
     return Stored(
         encoder=encoder,
         decoder=decoder,
         bias=bias,
         pre_bias=b_dec if config.apply_b_dec_to_input else None,
         b_dec=b_dec / input_scale,
-        encoder_scale=norms,
-        decoder_scale=_finetuning_factor(file) / norms,
+        encoder_scale=encoder_scale,
+        decoder_scale=decoder_scale,
         input_scale=input_scale,
     )
 
@@ -102,11 +106,11 @@ def _row_norms(matrix: Tensor) -> Tensor:
 
 
 def _finetuning_factor(file: _File) -> Tensor:
-    ones = torch.ones(file.config.d_sae)
+    ones = constant(1.0, file.config.d_sae)
     for name in sorted(_FINETUNING & set(file.tensors)):
         if file.tensors[name].numel() == 1 < file.config.d_sae:
             continue
-        factor = file.vector(name)
+        factor = file.vector(name).float()
         if torch.allclose(factor, ones):
             continue
         if not file.config.finetuning_scaling_factor:
@@ -152,9 +156,9 @@ def _jumprelu(file: _File) -> tuple[Tensor, Activation]:
 
 def _gated(file: _File) -> tuple[Tensor, Activation]:
     # One product serves both paths: magnitude = s·(z − b_gate) + b_mag with z the gate's pre-activation.
-    gate, scale = file.vector("b_gate"), file.vector("r_mag").exp()
-    zero = torch.zeros_like(gate)
-    return gate, Activation(zero, scale, file.vector("b_mag") - scale * gate, zero)
+    gate, scale = file.vector("b_gate").float(), file.vector("r_mag").float().exp()
+    zero = constant(0.0, file.config.d_sae)
+    return gate, Activation(zero, scale, file.vector("b_mag").float() - scale * gate, zero)
 
 
 _Build = Callable[[_File], tuple[Tensor, Activation]]

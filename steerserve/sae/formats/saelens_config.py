@@ -10,13 +10,14 @@ from typing import Any
 from steerserve.errors import CheckpointError
 from steerserve.sae.files import read_json
 from steerserve.sae.hook import Hook, parse_hook
+from steerserve.sae.normalisation import Normalisation
 
 __all__ = ["Config", "read_config"]
 
 _SERVED = ("gated", "jumprelu", "standard", "topk")
 _EXPORTED_AS_JUMPRELU = ("batchtopk", "matryoshka_batchtopk")
-_TOP_K = "a top-k SAE needs its whole encoder for every steered token (exact top-k): not served yet"
-_PER_TOKEN = ("constant_norm_rescale", "layer_norm")
+_TOP_K = "its exact top-k compares all features of a token"
+_PER_TOKEN: tuple[Normalisation, ...] = ("constant_norm_rescale", "layer_norm")
 _NORMALISATIONS = ("none", "expected_average_only_in", "covariance_whitening", *_PER_TOKEN)
 
 
@@ -25,7 +26,8 @@ class Config:
     """What of `cfg.json` decides how the SAE computes.
 
     `architecture` is how the tensors are read, `trained_as` how they were trained (batchtopk is saved as
-    jumprelu). `refusal` says why the features cannot be served one by one, or is None.
+    jumprelu). `refusal` says why it cannot be served, `needs_resident` why only with the whole SAE on the
+    device; each is None where there is no such reason.
     """
 
     architecture: str
@@ -39,11 +41,12 @@ class Config:
     rescale_acts_by_decoder_norm: bool
     k: int | None
     refusal: str | None
+    needs_resident: str | None
 
     @property
-    def refusal_is_top_k(self) -> bool:
-        """Whether the only obstacle is the top-k selection, which a whole-encoder pass computes exactly."""
-        return self.refusal == _TOP_K
+    def normalisation(self) -> Normalisation:
+        """What is done to each token before it is encoded, beyond what folds into the weights."""
+        return next((how for how in _PER_TOKEN if how == self.normalize_activations), "none")
 
 
 def read_config(path: Path) -> Config:
@@ -72,7 +75,8 @@ def read_config(path: Path) -> Config:
         rescale_acts_by_decoder_norm=architecture == "topk"
         and fields.flag("rescale_acts_by_decoder_norm", default=False),
         k=_top_k(fields) if architecture == "topk" else None,
-        refusal=_refusal(fields, architecture) or hook_refusal,
+        refusal=_refusal(fields) or hook_refusal,
+        needs_resident=_needs_resident(fields, architecture),
     )
 
 
@@ -109,18 +113,21 @@ def _hook(names: _Fields) -> tuple[Hook | None, str | None]:
     return hook, None if hook else f"it reads `{name}`, not the residual stream: not served"
 
 
-def _refusal(fields: _Fields, architecture: str) -> str | None:
+def _refusal(fields: _Fields) -> str | None:
     values = fields.values
     if values.get("reshape_activations", "none") != "none" or values.get("hook_head_index") is not None:
         return "it reads attention heads, not the residual stream: not served"
-    normalisation = values.get("normalize_activations")
-    if normalisation in _PER_TOKEN:
-        return (
-            f"normalize_activations {normalisation} depends on each token and does not fold: not served yet"
-        )
-    if normalisation == "covariance_whitening":
+    if values.get("normalize_activations") == "covariance_whitening":
         return "covariance_whitening was not folded into the weights: not served (save the inference model)"
-    return _TOP_K if architecture == "topk" else None
+    return None
+
+
+def _needs_resident(fields: _Fields, architecture: str) -> str | None:
+    normalisation = fields.values.get("normalize_activations")
+    reasons = [_TOP_K] if architecture == "topk" else []
+    if normalisation in _PER_TOKEN:
+        reasons.append(f"its normalize_activations {normalisation} depends on each token and does not fold")
+    return ", and ".join(reasons) or None
 
 
 def _top_k(fields: _Fields) -> int:

@@ -61,7 +61,7 @@ def test_an_edit_by_rows_equals_encode_edit_decode(make: Make, stream: torch.Ten
 
 
 @pytest.mark.parametrize("rescale", [True, False])
-def test_top_k_is_exact_when_whole_and_refused_by_feature(
+def test_top_k_is_exact_when_whole_and_needs_the_whole(
     rescale: bool, make: Make, stream: torch.Tensor
 ) -> None:
     theirs, folder = make("topk", rescale_acts_by_decoder_norm=rescale)
@@ -69,9 +69,10 @@ def test_top_k_is_exact_when_whole_and_refused_by_feature(
     f = theirs.encode(stream).detach()
     torch.testing.assert_close(ours.encode(stream), f, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(ours.decode(f), theirs.decode(f).detach(), atol=1e-5, rtol=1e-5)
-    assert not ours.per_feature
-    with pytest.raises(CheckpointError, match="not served yet"):
-        ours.rows([0])
+    assert (ours.refusal, ours.per_feature, ours.top_k) == (None, False, 5)
+    assert "top-k" in (ours.needs_resident or "")
+    norm = theirs.W_dec.norm(dim=-1, keepdim=True).detach() if rescale else 1.0
+    torch.testing.assert_close(ours.rows([4]).decoder, (theirs.W_dec.detach() / norm)[[4]])
 
 
 @pytest.mark.parametrize("kind", PER_FEATURE)
@@ -97,16 +98,35 @@ def test_an_expected_average_without_its_scale_is_refused(make: Make) -> None:
         sae.rows([0])
 
 
-@pytest.mark.parametrize("how", ["layer_norm", "constant_norm_rescale", "covariance_whitening"])
-def test_a_normalisation_that_does_not_fold_is_refused(how: str, make: Make, stream: torch.Tensor) -> None:
+def test_covariance_whitening_is_refused(make: Make, stream: torch.Tensor) -> None:
     _, folder = make("standard")
-    edit_config(folder, normalize_activations=how)
+    edit_config(folder, normalize_activations="covariance_whitening")
     sae = open_sae(folder)
-    assert sae.refusal is not None
-    assert how in sae.refusal
     for use in (lambda: sae.rows([0]), lambda: sae.encode(stream)):
-        with pytest.raises(CheckpointError, match="not served"):
+        with pytest.raises(CheckpointError, match=r"covariance_whitening.*not served"):
             use()
+
+
+@pytest.mark.parametrize("kind", ["standard", "topk"])
+@pytest.mark.parametrize("how", ["layer_norm", "constant_norm_rescale"])
+def test_a_normalisation_of_each_token_needs_the_whole(
+    how: str, kind: str, make: Make, stream: torch.Tensor
+) -> None:
+    theirs, folder = make(kind, normalize_activations=how)
+    sae = open_sae(folder)
+    assert (sae.refusal, sae.per_feature, sae.normalisation) == (None, False, how)
+    assert how in (sae.needs_resident or "")
+    # Rows are in normalised scale: the token's gain multiplies them.
+    torch.testing.assert_close(sae.rows([4]).decoder, theirs.W_dec.detach()[[4]])
+    for use in (lambda: sae.encode(stream), lambda: sae.decode(torch.zeros(1, D_SAE))):
+        with pytest.raises(CheckpointError, match=how):
+            use()
+
+
+def test_a_top_k_sae_of_another_site_is_refused(make: Make) -> None:
+    _, folder = make("topk")
+    edit_config(folder, metadata={"hook_name": "blocks.3.hook_mlp_out", "sae_lens_version": "6.0.0"})
+    assert "hook_mlp_out" in (open_sae(folder).refusal or "")
 
 
 def test_an_sae_on_attention_heads_is_refused(make: Make) -> None:
@@ -199,6 +219,16 @@ def test_weights_of_another_precision_are_served_in_float32(
     torch.testing.assert_close(
         rows.activations(stream), rounded.encode(stream).detach(), atol=1e-5, rtol=1e-5
     )
+
+
+def test_using_an_sae_does_not_change_its_weights(make: Make, stream: torch.Tensor) -> None:
+    _, folder = make("standard")
+    path = folder / "sae_weights.safetensors"
+    save_file({name: tensor.double() for name, tensor in load_file(path).items()}, path)
+    _with_factor(folder, torch.full((D_SAE,), 2.0), True)
+    sae = open_sae(folder)
+    f = sae.encode(stream)
+    assert torch.equal(sae.decode(f), sae.decode(f))
 
 
 def test_reading_rows_copies_no_whole_matrix(tmp_path: Path) -> None:

@@ -1,0 +1,110 @@
+"""Putting steering into a worker: the runtime of its model, the op behind its layers, and what that costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vllm.logger import init_logger
+
+from steerserve.hookpoint import HookPoint
+
+from .setup import catalog_for, check_engine, config_for
+
+if TYPE_CHECKING:
+    from steerserve.runtime import Runtime
+    from steerserve.training.capture import Capture
+
+__all__ = ["Attached", "attach", "attached_to"]
+
+_ATTRIBUTE = "_steerserve"
+
+logger = init_logger("vllm.steerserve")
+
+
+@dataclass(frozen=True)
+class Attached:
+    """What a worker holds: the steering state of its model, and what harvests there, if anything does."""
+
+    runtime: Runtime
+    capture: Capture | None
+
+
+def attached_to(owner: Any) -> Attached | None:
+    """What `attach` put on a model runner or model state; None where nothing is steered."""
+    found: Attached | None = getattr(owner, _ATTRIBUTE, None)
+    return found
+
+
+def attach(owner: Any, vllm_config: Any, model: Any, device: Any) -> Attached | None:
+    """Steer this model, once; None where steerserve is not configured.
+
+    Args: owner: the model runner or model state, which keeps the result.
+    Raises: IncompatibleError, ConfigError or CheckpointError saying what cannot be served exactly.
+    """
+    # Not at the top: numba must not be loaded while vLLM's CPU workers scan every module for kernels, and
+    # model classes not before vLLM asks for them.
+    from steerserve.runtime import open_runtime
+
+    from .harvest import open_capture
+    from .layers import find_layers, hook_points
+    from .op import bind
+
+    if attached_to(owner) is not None:
+        return attached_to(owner)
+    catalog, config = catalog_for(vllm_config), config_for(vllm_config)
+    if catalog is None or config is None:
+        return None
+    check_engine(vllm_config)
+    layers = find_layers(model, catalog.n_layers)
+    points = [point.index for point in catalog.points]
+    harvest = config.harvest
+    if harvest is not None:
+        harvest_point = HookPoint.of(harvest.layer, harvest.hook, catalog.n_layers)
+        points.append(harvest_point.index)
+    here = hook_points(layers, points, catalog.d_model)
+    scheduler = vllm_config.scheduler_config
+    captured = vllm_config.compilation_config.cudagraph_capture_sizes or [0]
+    runtime = open_runtime(
+        catalog,
+        [point for point in here if HookPoint(point) in catalog.points],
+        max_requests=scheduler.max_num_seqs,
+        max_tokens=max(scheduler.max_num_batched_tokens, *captured),
+        vocab=vllm_config.model_config.get_vocab_size(),
+        device=device,
+    )
+    _tell_cost(runtime)
+    capture = None
+    if harvest is not None and harvest_point.index in here and _is_first_rank(vllm_config):
+        capture = open_capture(vllm_config.model_config, harvest, harvest_point, catalog)
+    attached = Attached(runtime, capture)
+    setattr(owner, _ATTRIBUTE, attached)
+    bind(owner, runtime, capture)
+    return attached
+
+
+def _tell_cost(runtime: Runtime) -> None:
+    for source, resident in zip(runtime.catalog.residents, runtime.residents, strict=True):
+        if resident is not None:
+            logger.info(
+                "SAE `%s` is resident: %.1f MiB on %s, %.2f MFLOP for each token that needs it",
+                source.name,
+                resident.nbytes / 2**20,
+                runtime.device,
+                resident.flops_per_token / 1e6,
+            )
+    if runtime.buffers:
+        logger.info(
+            "steering at hook points %s: %d slots of up to %d rows, %.1f MiB on %s when all are in use",
+            sorted(runtime.buffers),
+            runtime.slots.capacity,
+            runtime.catalog.rows_per_point,
+            runtime.nbytes / 2**20,
+            runtime.device,
+        )
+
+
+def _is_first_rank(vllm_config: Any) -> bool:
+    """Tensor-parallel ranks see the same stream; one of them writes it."""
+    parallel = vllm_config.parallel_config
+    return int(parallel.rank) % int(parallel.tensor_parallel_size) == 0

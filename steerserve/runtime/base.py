@@ -1,0 +1,212 @@
+"""What both runtimes share: which requests are steered, by which plan, in which slot, with which report.
+
+A model runner drives it, once a step: `remove` and `add` for the requests that ended and arrived,
+`begin_step`, the forward pass that calls `steer` at each hook point, `end_step`.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..catalog import Catalog
+from ..plan import Plan
+from ..sae import Sae
+from ..sae.resident import Resident
+from ..slots import SlotTable
+from ..steer.buffers import PointBuffers
+from ..tally import Tallies, Tally
+from ..window import Selector
+
+__all__ = ["Request", "Runtime", "open_runtime"]
+
+
+@dataclass
+class Request:
+    """One steered engine request. Tokens below `settled` are in its tally already (host runtime)."""
+
+    plan: Plan
+    selector: Selector
+    ticket: str
+    table: int
+    from_cache: NDArray[np.int64]
+    slot: int = -1
+    settled: int = 0
+
+
+class Runtime(ABC):
+    """All steering state of one worker.
+
+    Args:
+        catalog: what is served.
+        points: the hook points whose layers this worker holds (all of them without pipeline parallelism).
+        max_requests: the most requests in one step; as many slots exist, so that none ever waits for one.
+        max_tokens: the most tokens in one step.
+        vocab: size of the token table.
+        device: where the residual stream lives.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        points: Sequence[int],
+        *,
+        max_requests: int,
+        max_tokens: int,
+        vocab: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        rows = catalog.rows_per_point
+        self.catalog = catalog
+        self.device = torch.device(device)
+        self.slots = SlotTable(max_requests)
+        self.residents = [
+            Resident.of(source.body, device) if source.point.index in points else None
+            for source in catalog.residents
+            if isinstance(source.body, Sae)
+        ]
+        self.buffers = {p: PointBuffers(max_requests, rows, catalog.d_model, device) for p in points}
+        self.tallies = Tallies(max_requests, device)
+        self.special = np.zeros(vocab, dtype=np.bool_)
+        self.special[[token for token in catalog.special_tokens if token < vocab]] = True
+        self._trace = {p: torch.empty(max_tokens, rows, 2, device=device) for p in points}
+        self._requests: dict[str, Request] = {}
+        self._plans: dict[str, Plan] = {}
+        self._batch_ids: list[str] | None = None
+        self._batch: list[Request | None] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Device memory held, in bytes: slots, traces and resident SAEs."""
+        traces = sum(trace.nbytes for trace in self._trace.values())
+        residents = sum(resident.nbytes for resident in self.residents if resident is not None)
+        return traces + residents + sum(buffers.nbytes for buffers in self.buffers.values())
+
+    def add(
+        self, request_id: str, wire: Sequence[Any], prompt: NDArray[np.int64], ticket: str, computed: int
+    ) -> None:
+        """A steered request is scheduled for the first time, or again after it was preempted.
+
+        Args:
+            wire: its plan, as made by `Plan.wire`.
+            prompt: [n] its prompt's token ids.
+            ticket: names its report; "" if none is wanted.
+            computed: tokens of the prompt that came from the prefix cache.
+        """
+        self._batch_ids = None
+        if request_id in self._requests:
+            return
+        plan = self._plans.get(wire[0]) or Plan.from_wire(wire)
+        self._plans[plan.digest] = plan
+        selector = plan.selector(len(prompt))
+        masks = selector.masks(0, prompt[:computed], self.special)
+        bits = np.arange(len(plan.rows))
+        from_cache = ((masks[:, None] >> bits) & 1).sum(axis=0)
+        table = self.tallies.open(computed)
+        self._requests[request_id] = Request(plan, selector, ticket, table, from_cache, settled=computed)
+
+    def remove(self, request_id: str) -> None:
+        """A request has ended, however it did."""
+        request = self._requests.pop(request_id, None)
+        if request is None:
+            return
+        self.settle()
+        self._let_go(request)
+        self.tallies.close(request.table, self._tally(request), request.ticket)
+        self._batch_ids = None
+        self._forget_unused_plans()
+
+    @abstractmethod
+    def settle(self) -> None:
+        """Count the last step's tokens, as far as it is known which of them stand; each one once."""
+
+    @abstractmethod
+    def steer(self, point: int, stream: Tensor, addend: Tensor | None) -> None:
+        """The op at one hook point, on the step's tokens; in place (see `steer_reference`)."""
+
+    @abstractmethod
+    def end_step(self) -> None:
+        """The forward pass is over: whatever runs the model next (a warm-up, an idle step) is not steered."""
+
+    def collect(self, tickets: Sequence[str]) -> dict[str, Any]:
+        """Reports of the named tickets, finished or still running, and totals since the start."""
+        self.settle()
+        live = {id(r): self._tally(r) for r in self._requests.values()}
+        tallies = {ticket: self.tallies.take(ticket) for ticket in tickets}
+        for request in self._requests.values():
+            if request.ticket in tallies:
+                tallies[request.ticket].append(live[id(request)])
+                request.ticket = ""
+        return {
+            "tallies": {ticket: [row for t in found for row in t.wire] for ticket, found in tallies.items()},
+            "requests": {ticket: len(found) for ticket, found in tallies.items()},
+            "tokens": self.tallies.totals(live.values()),
+            "slots": {"in_use": self.slots.in_use, "capacity": self.slots.capacity},
+        }
+
+    @abstractmethod
+    def _lay_out(self, batch: list[Request | None]) -> None:
+        """The batch has changed: prepare what every step of it needs."""
+
+    def _tally(self, request: Request) -> Tally:
+        return self.tallies.read(request.table, request.plan, request.from_cache)
+
+    def _enter(self, request_ids: Sequence[str]) -> None:
+        """Give the steered requests of a batch their slots, and take those of the others."""
+        # Whatever fails below, the next step must not take the layout of the one before it.
+        self._batch_ids = None
+        batch = [self._requests.get(request_id) for request_id in request_ids]
+        present = {id(request) for request in batch if request is not None}
+        for request in self._requests.values():
+            if request.slot >= 0 and id(request) not in present:
+                self._let_go(request)
+        for entering in batch:
+            if entering is not None and entering.slot < 0:
+                self._take_slot(entering)
+        self._lay_out(batch)
+        self._batch, self._batch_ids = batch, list(request_ids)
+
+    def _take_slot(self, request: Request) -> None:
+        slot, fresh = self.slots.acquire(request.plan.digest)
+        if fresh:
+            try:
+                for point, buffers in self.buffers.items():
+                    buffers.write(slot, request.plan, point, self.catalog)
+            except BaseException:
+                self.slots.forget(request.plan.digest)
+                raise
+        request.slot = slot
+
+    def _let_go(self, request: Request) -> None:
+        if request.slot >= 0:
+            self.slots.release(request.plan.digest)
+            request.slot = -1
+
+    def _forget_unused_plans(self) -> None:
+        if len(self._plans) > 4 * self.slots.capacity:
+            used = {request.plan.digest for request in self._requests.values()}
+            self._plans = {digest: plan for digest, plan in self._plans.items() if digest in used}
+
+
+def open_runtime(
+    catalog: Catalog, points: Sequence[int], *, device: torch.device | str = "cpu", **sizes: int
+) -> Runtime:
+    """The runtime for a device: compiled loops on the CPU, Triton elsewhere (and where it is interpreted).
+
+    Args: as `Runtime`.
+    """
+    if torch.device(device).type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        from .host import HostRuntime
+
+        return HostRuntime(catalog, points, device=device, **sizes)
+    from .device import DeviceRuntime
+
+    return DeviceRuntime(catalog, points, device=device, **sizes)

@@ -1,0 +1,444 @@
+"""The GPU's kernels without a GPU: interpreted, against the reference, and compiled for an H200."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import triton
+import triton.language as tl
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction, mangle_type
+
+import steerserve.steer.triton
+from steerserve.catalog import Catalog
+from steerserve.plan import Plan, compile_plan
+from steerserve.spec import Where, parse_spec
+from steerserve.steer import PointBuffers, steer_reference
+from steerserve.tally import Tallies
+from steerserve.tokens import Batch, TokenMap
+from steerserve.window import Window, resolve
+from tests.support.models import D_MODEL
+from tests.support.saes import D_SAE
+
+POINT = 3
+VOCAB = 12
+OPS = [("clamp", 3.0), ("ablate", None), ("scale", -1.5), ("add", 2.0), ("at_least", 1.0), ("at_most", 0.2)]
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+INF = torch.inf
+# threshold, scale, shift, floor: relu, jumprelu, gated, the identity of a direction.
+ACTIVATIONS = [(0.0, 1.0, 0.0, 0.0), (0.4, 1.0, 0.0, 0.0), (0.1, 1.7, -0.3, 0.0), (-INF, 1.0, 0.0, -INF)]
+# a, c, lo, hi of the six ops.
+EDITS = [(0, 3, -INF, INF), (0, 0, -INF, INF), (-1.5, 0, -INF, INF), (1, 2, -INF, INF), (1, 0, 1, INF),
+         (1, 0, -INF, 0.2)]  # fmt: skip
+
+
+@contextmanager
+def interpreted() -> Iterator[ModuleType]:
+    """The kernels' module, run by Triton's interpreter.
+
+    Triton decides when a function is decorated. Here that may have happened already, so the module is loaded
+    once more under another name, and the functions of Triton's own language are decorated again for a while.
+    The interpreter, too, leaves changes in that language, which would break whoever compiles later.
+    """
+    changing = (tl, tl.core, tl.math, tl.standard, tl.tensor, tl.dtype, tl.core.tensor_descriptor_base)
+    before = [dict(vars(owner)) for owner in changing]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton.knobs.runtime, "interpret", True)
+        for module in (tl, tl.standard):
+            for name, member in list(vars(module).items()):
+                if isinstance(member, JITFunction):
+                    setattr(module, name, triton.jit(member.fn))
+        try:
+            yield _module()
+        finally:
+            for owner, members in zip(changing, before, strict=True):
+                _restore(owner, members)
+
+
+def _restore(owner: Any, members: dict[str, Any]) -> None:
+    for name, member in list(vars(owner).items()):
+        if member is not members.get(name, member):
+            setattr(owner, name, members[name])
+        # What a module gains are names that the interpreter's own copies of its functions go on using.
+        elif name not in members and isinstance(owner, type):
+            delattr(owner, name)
+
+
+@cache
+def _module() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "steerserve.steer._interpreted", steerserve.steer.triton.__file__
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def random_buffers(slots: int, rows: int, width: int, seed: int, *, gates: bool = True) -> PointBuffers:
+    """Slots of random rows, with NaN wherever nothing may be read; the last slot is empty."""
+    generator = torch.Generator().manual_seed(seed)
+    buffers = PointBuffers(slots, rows, width)
+    for part in (buffers.encoder, buffers.decoder, buffers.params, buffers.above, buffers.below):
+        part.fill_(torch.nan)
+    for slot in range(slots - 1):
+        n = rows if slot == 0 else 1 + int(torch.randint(rows, (), generator=generator))
+        buffers.count[slot] = n
+        buffers.encoder[slot, :n] = torch.randn(n, width, generator=generator) / width**0.5
+        buffers.decoder[slot, :n] = torch.randn(n, width, generator=generator) / width**0.5
+        kinds = [(0.1, *ACTIVATIONS[(slot + k) % 4], *EDITS[(slot + k) % 6]) for k in range(n)]
+        buffers.params[slot, :n] = torch.tensor(kinds)
+        buffers.above[slot, :n, :n], buffers.below[slot, :n, :n] = -INF, INF
+        for k in range(2, n if gates else 0, 3):
+            buffers.gated[slot, k] = True
+            buffers.above[slot, k, (k + 1) % n] = -0.5
+            buffers.below[slot, k, (k + 2) % n] = 1.0
+        buffers.bit[slot, :n] = torch.randperm(64, generator=generator)[:n].int()
+        # A row that only conditions read.
+        buffers.bit[slot, n // 2] = -1 if n > 3 else buffers.bit[slot, n // 2]
+    return buffers
+
+
+def hold_to_the_reference(
+    buffers: PointBuffers, slot: Tensor, dtype: torch.dtype, *, two_parts: bool, seed: int = 0
+) -> int:
+    """Compare every token's stream and trace; returns how many rows applied."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens, rows, width = len(slot), buffers.bit.shape[1], buffers.encoder.shape[2]
+    # Columns beyond the width are another tensor's: rows of the stream need not stand side by side.
+    storage = torch.randn(tokens, width + 16, generator=generator).to(dtype)
+    addend = torch.randn(tokens, width, generator=generator).to(dtype) if two_parts else None
+    mask = torch.randint(-(2**63), 2**63 - 1, (tokens,), generator=generator)
+    expected, expected_trace = storage[:, :width].clone(), torch.empty(tokens, rows, 2)
+    steer_reference(expected, addend, buffers, slot, mask, expected_trace)
+
+    got, trace = storage.clone(), torch.full((tokens, rows, 2), 7.0)
+    with interpreted() as kernels:
+        kernels.steer_triton(got[:, :width], addend, buffers, slot, mask, trace)
+
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(got[:, :width], expected, rtol=tolerance, atol=tolerance)
+    assert torch.equal(got[:, width:], storage[:, width:])
+    active = (slot >= 0) & (buffers.count[slot.clamp(min=0)] > 0)
+    f, edited = expected_trace.nan_to_num().unbind(dim=2)
+    unchanged = ~active | (f == edited).all(dim=1)
+    assert torch.equal(got[unchanged], storage[unchanged])
+    assert (trace[~active] == 7.0).all()
+    torch.testing.assert_close(trace[active], expected_trace[active], rtol=1e-4, atol=1e-5, equal_nan=True)
+    return int((~expected_trace[active, :, 0].isnan()).sum())
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("two_parts", [True, False], ids=["residual", "one tensor"])
+@pytest.mark.parametrize(
+    ("width", "rows", "tokens"), [(128, 1, 6), (256, 8, 6), (896, 20, 5), (4096, 32, 4), (8192, 64, 3)]
+)
+def test_the_kernel_is_the_reference(
+    width: int, rows: int, tokens: int, two_parts: bool, dtype: torch.dtype
+) -> None:
+    buffers = random_buffers(4, rows, width, seed=width)
+    slot = torch.tensor([0, -1, 1, 2, 3, 0], dtype=torch.int32)[:tokens]
+    assert hold_to_the_reference(buffers, slot, dtype, two_parts=two_parts) > 0
+
+
+# Always the same examples: once in a thousand runs, an activation would lie within rounding of its threshold.
+@settings(max_examples=50, derandomize=True)
+@given(
+    rows=st.integers(1, 64),
+    slots=st.lists(st.integers(-1, 3), max_size=6),
+    seed=st.integers(0, 2**16),
+    gates=st.booleans(),
+)
+@example(rows=3, slots=[], seed=0, gates=True)
+@example(rows=64, slots=[0], seed=1, gates=True)
+def test_the_kernel_is_the_reference_for_any_number_of_rows_and_tokens(
+    rows: int, slots: list[int], seed: int, gates: bool
+) -> None:
+    buffers = random_buffers(4, rows, 96, seed, gates=gates)
+    slot = torch.tensor(slots, dtype=torch.int32)
+    hold_to_the_reference(buffers, slot, torch.float32, two_parts=bool(seed % 2), seed=seed)
+
+
+def _plan(catalog: Catalog, number: int) -> Plan:
+    """A plan over every op, both SAEs, a direction and conditions."""
+    interventions = []
+    for i in range(1 + 5 * number % 16):
+        op, value = OPS[(number + i) % 6]
+        one: dict[str, Any] = {"sae": ("jump", "gate")[i % 2], "feature": (7 * number + 11 * i) % D_SAE}
+        if i == 0 and number % 3 == 0:
+            one = {"direction": "north"}
+        elif i % 3 == 1:
+            one["when"] = {"sae": "jump", "feature": (number + i) % D_SAE, "above": 0.1}
+        one |= {"op": op, "only_if_active": i % 4 == 2} | ({} if value is None else {"value": value})
+        interventions.append(one)
+    return compile_plan(parse_spec({"interventions": interventions}), catalog)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_plans_over_real_dictionaries_are_the_reference(catalog: Catalog, dtype: torch.dtype) -> None:
+    buffers = PointBuffers(8, catalog.rows_per_point, D_MODEL)
+    for number in range(8):
+        buffers.write(number, _plan(catalog, number), POINT, catalog)
+    slot = torch.arange(-1, 15, dtype=torch.int32) % 8
+    slot[0] = -1
+    assert hold_to_the_reference(buffers, slot, dtype, two_parts=True) > 40
+
+
+def test_a_token_that_no_row_applies_to_keeps_its_bits_and_says_so() -> None:
+    buffers = random_buffers(2, 4, 128, seed=1)
+    stream = torch.full((3, 128), -0.0, dtype=torch.bfloat16)
+    before, trace = stream.clone(), torch.zeros(3, 4, 2)
+    slot, no_rows = torch.zeros(3, dtype=torch.int32), torch.zeros(3, dtype=torch.int64)
+    with interpreted() as kernels:
+        kernels.steer_triton(stream, None, buffers, slot, no_rows, trace)
+    assert torch.equal(stream.view(torch.int16), before.view(torch.int16))
+    assert trace.isnan().all()
+
+
+def test_no_row_applies_where_an_activation_is_not_finite() -> None:
+    buffers = random_buffers(2, 4, 128, seed=1, gates=False)
+    buffers.params[0, 3, 1:5] = torch.tensor(ACTIVATIONS[3])
+    buffers.encoder[0, 3] = buffers.encoder[0, 3].abs()
+    stream = torch.full((1, 128), 1e38)
+    before, trace = stream.clone(), torch.zeros(1, 4, 2)
+    with interpreted() as kernels, np.errstate(over="ignore", invalid="ignore"):
+        kernels.steer_triton(
+            stream, stream.clone() * 2, buffers, torch.zeros(1, dtype=torch.int32), torch.tensor([-1]), trace
+        )
+    assert torch.equal(stream, before)
+    assert trace.isnan().all()
+
+
+_position = st.integers(-9, 16)
+_token = st.integers(0, VOCAB - 1)
+_where = st.fixed_dictionaries(
+    {},
+    optional={
+        "phase": st.sampled_from(["all", "prompt", "generation"]),
+        "start": _position,
+        "stop": _position,
+        "positions": st.lists(_position, min_size=1, max_size=4),
+        "tokens": st.lists(_token, min_size=1, max_size=4),
+        "exclude_positions": st.lists(_position, max_size=4),
+        "exclude_tokens": st.lists(_token, max_size=4),
+        "special_tokens": st.booleans(),
+    },
+)
+_request = st.tuples(
+    st.lists(_where, max_size=4),  # no window: a request without a plan
+    st.integers(1, 8),  # the prompt's length
+    st.integers(0, 12),  # computed before
+    st.lists(st.integers(-1, VOCAB + 1), max_size=7),  # scheduled now
+)
+
+
+@settings(max_examples=60)
+@given(requests=st.lists(_request, min_size=1, max_size=5), dtype=st.sampled_from([torch.int32, torch.int64]))
+def test_the_token_map_is_the_hosts(
+    requests: list[tuple[list[dict[str, Any]], int, int, list[int]]], dtype: torch.dtype
+) -> None:
+    selectors = [
+        resolve([Window.of(Where(**where)) for where in wheres], prompt_len) if wheres else None
+        for wheres, prompt_len, _, _ in requests
+    ]
+    slots = [-1 if selector is None else 3 * i for i, selector in enumerate(selectors)]
+    tables = [-1 if selector is None else 7 + i for i, selector in enumerate(selectors)]
+    batch = Batch.of(slots, selectors)
+    ids = [token for *_, scheduled in requests for token in scheduled]
+    spans = [(computed, len(scheduled)) for _, _, computed, scheduled in requests]
+    special = np.zeros(VOCAB, dtype=np.bool_)
+    special[:3] = True
+    host = TokenMap(64, special)
+    sizes = np.array([n for _, n in spans], dtype=np.int32)
+    computed_before = np.array([computed for computed, _ in spans], dtype=np.int32)
+    n = host.fill(batch, sizes, computed_before, np.array(ids, dtype=np.int32))
+
+    # What lies behind a step's tokens and requests is left from earlier ones.
+    padding = [99] * (64 - len(ids))
+    starts = torch.from_numpy(np.concatenate([[0], np.cumsum(sizes), [3, 9]]).astype(np.int32))
+    positions = torch.tensor([computed + i for computed, m in spans for i in range(m)] + padding)
+    slot, rows, table, position = (
+        torch.full((64,), 5, dtype=kind) for kind in (torch.int32, torch.int64, torch.int32, torch.int64)
+    )
+    with interpreted() as kernels:
+        kernels.fill_triton(
+            kernels.DeviceBatch.of(batch, tables, "cpu"),
+            starts,
+            positions,
+            torch.tensor(ids + padding, dtype=dtype),
+            torch.from_numpy(special),
+            slot,
+            rows,
+            table,
+            position,
+        )
+
+    steered = torch.nonzero(slot >= 0)[:, 0]
+    assert steered.tolist() == host.index[:n].tolist()
+    assert slot[steered].tolist() == host.slot[:n].tolist()
+    assert rows[steered].tolist() == host.rows[:n].tolist()
+    assert position[steered].tolist() == host.position[:n].tolist()
+    assert table[steered].tolist() == [tables[owner] for owner in host.owner[:n]]
+
+
+def test_a_prompt_longer_than_a_block_is_mapped_to_its_end() -> None:
+    selector = resolve([Window(start=1500, special_tokens=True)], 2500)
+    slot, rows, table, position = (
+        torch.zeros(2600, dtype=kind) for kind in (torch.int32, torch.int64, torch.int32, torch.int64)
+    )
+    with interpreted() as kernels:
+        layout = kernels.DeviceBatch.of(Batch.of([2], [selector]), [4], "cpu")
+        kernels.fill_triton(
+            layout, torch.tensor([0, 2500], dtype=torch.int32), torch.arange(2500), torch.zeros(2500).int(),
+            torch.ones(1, dtype=torch.bool), slot, rows, table, position,
+        )  # fmt: skip
+    assert torch.equal(slot, torch.tensor([-1] * 1500 + [2] * 1000 + [-1] * 100, dtype=torch.int32))
+
+
+@settings(max_examples=25)
+@given(rows=st.integers(1, 20), tokens=st.integers(0, 200), seed=st.integers(0, 2**16), of_one=st.booleans())
+def test_what_was_steered_is_counted_as_on_the_host(rows: int, tokens: int, seed: int, of_one: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(low: int, high: int, *shape: int) -> Tensor:
+        return torch.randint(low, high, shape, generator=generator)
+
+    buffers = PointBuffers(4, rows, 1)
+    buffers.count[:] = draw(0, rows + 1, 4)
+    buffers.bit[:] = torch.stack([torch.randperm(64, generator=generator)[:rows] for _ in range(4)])
+    buffers.bit[:, ::3] = -1
+    trace = torch.randn(max(tokens, 1), rows, 2, generator=generator)
+    trace[torch.rand(max(tokens, 1), rows, generator=generator) < 0.3] = torch.nan
+    # Request r has slot r and table 5 − r; request 4 has no plan, and request 3 no table.
+    owner = draw(0, 5, tokens) if not of_one else torch.full((tokens,), 1)
+    slot_of, table_of = torch.tensor([0, 1, 2, 3, -1]), torch.tensor([5, 4, 3, -1, -1])
+    position = draw(0, 9, tokens)
+    settled, ends = draw(0, 5, 5), draw(3, 9, 5)
+
+    host = Tallies(6)
+    opened = [host.open() for _ in range(6)]
+    steered = torch.nonzero(slot_of[owner] >= 0)[:, 0]
+    host.count(
+        table_of.int().numpy(), owner[steered].int().numpy(), position[steered].numpy(), settled.numpy(),
+        ends.numpy(), slot_of[owner][steered].int().numpy(), buffers.count.numpy(), buffers.bit.numpy(),
+        trace[steered].contiguous().numpy(),
+    )  # fmt: skip
+
+    device = Tallies(6)
+    assert [device.open() for _ in range(6)] == opened
+    by_table = torch.zeros(6, dtype=torch.int64)
+    by_table[table_of[:3]] = settled[:3]
+    limits = device.limits(table_of, ends)
+    with interpreted() as kernels:
+        kernels.count_triton(
+            device.table,
+            slot_of[owner].int(),
+            table_of[owner].int(),
+            position,
+            by_table,
+            limits,
+            buffers,
+            trace,
+        )
+    torch.testing.assert_close(device.table, host.table, rtol=1e-12, atol=1e-12)
+
+
+class _Compiled:
+    """Stands for a kernel: compiles it for an H200 from what its launcher hands over; launches nothing."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+        self.cubin = b""
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return self._compile
+
+    def _compile(self, *given: Any, num_warps: int = 4, **constants: Any) -> None:
+        arguments = dict(zip(self.kernel.arg_names, given, strict=False))
+        constants |= {name: None for name, value in arguments.items() if value is None}
+        signature = {
+            name: "constexpr" if name in constants else mangle_type(arguments[name])
+            for name in self.kernel.arg_names
+        }
+        # Loads of 16 bytes need tensors known to lie at multiples of 16, as allocated ones do.
+        aligned = [
+            (i,)
+            for i, name in enumerate(arguments)
+            if name not in constants and (isinstance(arguments[name], Tensor) or arguments[name] % 16 == 0)
+        ]
+        source = ASTSource(
+            self.kernel, signature, constants, {index: [["tt.divisibility", 16]] for index in aligned}
+        )
+        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps})
+        self.cubin = compiled.asm["cubin"]
+
+    def spills(self, folder: Path) -> bool:
+        (folder / "kernel.cubin").write_bytes(self.cubin)
+        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        command = [str(tool), "--dump-resource-usage", str(folder / "kernel.cubin")]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert "REG:" in usage
+        return "STACK:0 " not in usage
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, _Compiled]:
+    if triton.knobs.runtime.interpret:
+        pytest.skip("Triton was told to interpret kernels, not to compile them")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    found = {
+        name: _Compiled(getattr(steerserve.steer.triton, name)) for name in ("_steer", "_fill", "_count")
+    }
+    for name, kernel in found.items():
+        monkeypatch.setattr(steerserve.steer.triton, name, kernel)
+    return found
+
+
+@pytest.mark.parametrize(("width", "rows"), [(896, 32), (4096, 32), (8192, 128)])
+@pytest.mark.parametrize("two_parts", [True, False], ids=["residual", "one tensor"])
+def test_the_kernel_compiles_for_an_h200_and_its_tiles_fit_the_registers(
+    compiled: dict[str, _Compiled], tmp_path: Path, width: int, rows: int, two_parts: bool
+) -> None:
+    stream = torch.zeros(1, width, dtype=torch.bfloat16)
+    steerserve.steer.triton.steer_triton(
+        stream,
+        stream if two_parts else None,
+        PointBuffers(1, rows, width),
+        torch.zeros(1, dtype=torch.int32),
+        torch.zeros(1, dtype=torch.int64),
+        torch.zeros(1, rows, 2),
+    )
+    assert not compiled["_steer"].spills(tmp_path)
+
+
+def test_the_token_map_and_the_count_compile_for_an_h200(
+    compiled: dict[str, _Compiled], tmp_path: Path
+) -> None:
+    selector = resolve([Window()], 4)
+    int32, int64 = torch.zeros(8, dtype=torch.int32), torch.zeros(8, dtype=torch.int64)
+    steerserve.steer.triton.fill_triton(
+        steerserve.steer.triton.DeviceBatch.of(Batch.of([0], [selector]), [0], "cpu"),
+        int32, int64, int32, torch.zeros(8, dtype=torch.bool), int32, int64, int32, int64,
+    )  # fmt: skip
+    steerserve.steer.triton.count_triton(
+        Tallies(2).table, int32, int32, int64, int64, int64, PointBuffers(1, 32, 16), torch.zeros(8, 32, 2)
+    )
+    assert not compiled["_fill"].spills(tmp_path)
+    assert not compiled["_count"].spills(tmp_path)
