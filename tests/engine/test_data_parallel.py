@@ -29,7 +29,8 @@ def test_every_replica_steers_and_the_report_holds_all_of_them(
     runner: str, models: Callable[[str], Path], assets: dict[str, Any]
 ) -> None:
     prompts = random_prompts(REQUESTS, [10, 40, 70], seed=51)
-    plans = [PLAN if i % 2 else [] for i in range(REQUESTS)]
+    # Requests go to the replicas in turns: two steered, two not.
+    plans = [PLAN if i % 4 < 2 else [] for i in range(REQUESTS)]
     answer = _serve(runner, models("llama"), assets, prompts, plans)
     reference = Reference(models("llama"), assets["saes"], assets["directions"])
     for prompt, plan, reply in zip(prompts, plans, answer["replies"], strict=True):
