@@ -29,7 +29,7 @@ check: .venv/.installed-dev ## lint, format, types, fast tests
 	$(PYTHON_IN_VENV) -m mypy --strict $(SOURCES)
 	$(PYTHON_IN_VENV) -m pytest -q -m "not engine and not server"
 
-bench: .venv/.installed ## measure serving: stock vLLM, plugin idle, one plan, many plans
+bench: .venv/.installed ## measure serving: stock vLLM against the plugin idle, with one plan, 64 plans, 16 layers
 	@$(PYTHON_IN_VENV) -m benchmarks.serving
 
 demo-assets: .venv/.installed ## train the demo model and its SAE again, from a fixed seed

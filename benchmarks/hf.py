@@ -89,7 +89,7 @@ def main(
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Where the JSON is kept, besides being printed, if not in benchmarks/results."),
+        typer.Option(help="Where the JSON is kept, besides being printed, if not in results/hf.json."),
     ] = None,
 ) -> None:
     """Measure the same steered requests, coming over time, through vLLM with steerserve and through

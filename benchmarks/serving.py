@@ -124,7 +124,7 @@ def main(
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Where the JSON is kept, besides being printed, if not in benchmarks/results."),
+        typer.Option(help="Where the JSON is kept, besides being printed, if not in results/serving.json."),
     ] = None,
 ) -> None:
     """Measure output tokens per second of stock vLLM and of vLLM with steerserve, as JSON.

@@ -1,11 +1,10 @@
 """What steering adds to one step on the host, without vLLM: microseconds of each part, as JSON.
 
-python -m benchmarks.step --out step.json && python -m benchmarks.table step.json
+python -m benchmarks.step && python -m benchmarks.table
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ from steerserve.plan import compile_plan
 from steerserve.runtime.host import HostRuntime
 from steerserve.spec import parse_spec
 
+from .command import RESULTS, publish
 from .machine import load_average, machine
 from .shapes import write_sae
 
@@ -113,7 +113,9 @@ def main(
     width: Annotated[
         list[int] | None, typer.Option(help="Width of the residual stream. May be given several times.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the JSON here instead of to stdout.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the JSON is kept, besides being printed.")] = (
+        RESULTS / "step.json"
+    ),
 ) -> None:
     """Time `HostRuntime.begin_step`, `steer`, `end_step` and `settle` on random weights, with one thread."""
     torch.set_num_threads(1)
@@ -134,11 +136,7 @@ def main(
         "repeats": repeats,
         "cases": found,
     }
-    text = json.dumps(results, indent=1) + "\n"
-    if out is None:
-        print(text, end="")
-    else:
-        out.write_text(text, encoding="utf-8")
+    publish(results, out)
 
 
 if __name__ == "__main__":

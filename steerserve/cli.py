@@ -1,4 +1,4 @@
-"""The `steerserve` command: serve, harvest, train."""
+"""The `steerserve` command: serve, harvest, train, sae."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from .catalog import check_served
 from .config import SteerserveConfig, parse_config
 from .errors import ConfigError, SteerserveError
 from .sae import open_sae, read_direction
+from .sae.command import app as sae_app
 from .training.command import train
 
 __all__ = ["app", "main", "serve_command"]
@@ -85,6 +86,7 @@ def harvest(
 
 
 app.command()(train)
+app.add_typer(sae_app, name="sae")
 
 
 def serve_command(model: str, ours: dict[str, Any], rest: list[str]) -> tuple[list[str], dict[str, str]]:

@@ -57,6 +57,7 @@ def _refusals(vllm_config: Any) -> list[tuple[bool, str]]:
     device, v2 = vllm_config.device_config.device_type, bool(vllm_config.use_v2_model_runner)
     config = config_for(vllm_config)
     resident = config is not None and any(sae.resident for sae in config.saes)
+    harvests = config is not None and config.harvest is not None
     return [
         (envs.VLLM_USE_RUST_FRONTEND, "the Rust front end drops `steering` unread"),
         (model.runner_type != "generate", "the model does not generate"),
@@ -80,6 +81,7 @@ def _refusals(vllm_config: Any) -> list[tuple[bool, str]]:
             device != "cpu" and bool(model.enable_sleep_mode),
             "sleep mode may discard the rows that the slots hold",
         ),
+        (device != "cpu" and harvests, "harvesting is built for the CPU so far"),
         (
             v2 and speculative is not None and parallel.pipeline_parallel_size > 1,
             "under the V2 runner, a pipeline stage cannot tell rejected drafts from accepted ones",

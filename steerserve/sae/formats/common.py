@@ -93,7 +93,9 @@ def _compare(sae: Sae, manifest: Manifest, folder: Path) -> None:
 def _check_hash(path: Path, expected: str) -> None:
     if _is_large(path):
         gib = path.stat().st_size / 2**30
-        logger.warning("%s: the sha256 of these %.1f GiB was not checked (see verify_sae)", path, gib)
+        logger.warning(
+            "%s: the sha256 of these %.1f GiB was not checked (`steerserve sae verify` does)", path, gib
+        )
     else:
         check_sha256(path, expected)
 
