@@ -85,7 +85,8 @@ class TestCombinations:
             n=3, seed=1, temperature=1.0, max_tokens=6, logprobs=0, ignore_eos=True,
             extra_args={"steering": json.dumps({"interventions": [CLAMP]}), "steering_ticket": "n3"},
         )  # fmt: skip
-        prompt = random_prompts(1, [20], seed=21)[0]
+        # All three prompts fit into one step: stock vLLM on CPU dies of a seeded request whose prompt is cut.
+        prompt = random_prompts(1, [12], seed=21)[0]
         (output,) = engine.llm.generate([{"prompt_token_ids": prompt}], [params], use_tqdm=False)
         for sample in output.outputs:
             tokens = list(sample.token_ids)
