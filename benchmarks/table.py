@@ -15,10 +15,12 @@ import typer
 
 from .command import RESULTS
 from .tables.gpu import gpu_table
+from .tables.harvest import harvest_table
 from .tables.hf import hf_table
 from .tables.million import million_table
 from .tables.serving import serving_table
 from .tables.step import step_table
+from .tables.training import training_table
 
 __all__ = ["TABLES", "main"]
 
@@ -30,6 +32,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "million": million_table,
     "gpu": gpu_table,
     "step": step_table,
+    "training": training_table,
+    "harvest": harvest_table,
 }
 _ABSENT = {"gpu": "Not measured: no GPU at hand."}
 

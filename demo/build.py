@@ -24,15 +24,15 @@ from demo.evaluate import write_results
 from demo.steer import prepare_environment
 from steerserve.config import HarvestConfig
 from steerserve.training.command import train_folder
-from steerserve.training.settings import TrainSettings
+from steerserve.training.settings import parse_settings
 
 LAYER = 3
 DOCUMENTS = 2500
 # The harvest's documents are not the model's: a feature should be found in text that was not learnt by heart.
 DOCUMENTS_SEED = 3_000_003
 HELD_OUT = 65_536
-SETTINGS = TrainSettings(
-    d_sae=512, k=12, tokens=2_000_000, batch_size=2048, lr=2e-3, held_out=HELD_OUT, seed=0
+SETTINGS = parse_settings(
+    {"d_sae": 512, "k": 12, "tokens": 2_000_000, "batch_size": 2048, "lr": 2e-3, "held_out": HELD_OUT}
 )
 
 

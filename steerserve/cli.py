@@ -1,4 +1,4 @@
-"""The `steerserve` command: serve, harvest, train, sae."""
+"""The `steerserve` command."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ from rich.console import Console
 from .catalog import check_served
 from .config import SteerserveConfig, parse_config
 from .errors import ConfigError, SteerserveError
+from .experiments.command import app as experiment_app
+from .judging.command import eval_command
+from .judging.directions_command import directions_command
 from .sae import open_sae, read_direction
 from .sae.command import app as sae_app
+from .theory.command import scaling, toy
 from .training.command import train
 
 __all__ = ["app", "main", "serve_command"]
@@ -70,23 +74,51 @@ def harvest(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="Model folder or name, as vLLM takes it.")],
     corpus: Annotated[
-        Path, typer.Argument(help="Text: a .jsonl with a `text` field, or a .txt, a line each.")
+        Path,
+        typer.Argument(
+            help="Text: .txt (a text per line), .jsonl, .parquet, .arrow, or a folder of Parquet files or of "
+            "`datasets.save_to_disk`. Read as a stream, of any size."
+        ),
     ],
-    out: Annotated[Path, typer.Argument(help="New folder for the activation shards.")],
-    layer: Annotated[int, typer.Option(min=0, help="Decoder layer whose residual stream is kept.")],
-    hook: Annotated[str, typer.Option(help="resid_post or resid_pre of that layer.")] = "resid_post",
+    out: Annotated[
+        Path,
+        typer.Argument(help="Folder for the activation shards. A harvest that was killed there goes on."),
+    ],
+    layer: Annotated[
+        list[int],
+        typer.Option(
+            min=0,
+            help="Decoder layer whose residual stream is kept. May be given several times: each goes to a "
+            "folder of its own (OUT/resid_post.3). Layers behind the deepest are not computed.",
+        ),
+    ],
+    hook: Annotated[str, typer.Option(help="resid_post or resid_pre of these layers.")] = "resid_post",
+    field: Annotated[
+        str, typer.Option(help="The key or column that holds the text, where there are such.")
+    ] = "text",
+    rows_per_shard: Annotated[
+        int, typer.Option(min=1, help="Activations per file: the most that a kill may lose.")
+    ] = 65_536,
 ) -> None:
     """Keep the residual stream of MODEL on a corpus, captured through vLLM at the hook that serving steers.
 
-    Options that are not listed here are vLLM engine arguments (--max-model-len 1024 --dtype float32 …).
+    Special tokens are left out. Texts longer than --max-model-len are cut into pieces. Options that are not
+    listed here are vLLM engine arguments (--max-model-len 1024 --dtype float32 …).
     """
-    command = [sys.executable, "-m", "steerserve_vllm.harvest", model, str(corpus), str(out)]
-    command += ["--layer", str(layer), "--hook", hook, *context.args]
+    command = [sys.executable, "-m", "steerserve_vllm.harvest_command", model, str(corpus), str(out)]
+    command += [word for number in layer for word in ("--layer", str(number))]
+    command += ["--hook", hook, "--field", field, "--rows-per-shard", str(rows_per_shard)]
+    command += context.args
     os.execvpe(command[0], command, _environment())
 
 
 app.command()(train)
+app.command("eval")(eval_command)
+app.command("directions")(directions_command)
 app.add_typer(sae_app, name="sae")
+app.command()(toy)
+app.command()(scaling)
+app.add_typer(experiment_app, name="experiment")
 
 
 def serve_command(model: str, ours: dict[str, Any], rest: list[str]) -> tuple[list[str], dict[str, str]]:

@@ -10,8 +10,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from .errors import ConfigError
 from .hookpoint import Site
 
-__all__ = ["DirectionConfig", "HarvestConfig", "SaeConfig", "SteerserveConfig", "parse_config"]
+__all__ = [
+    "DirectionConfig",
+    "HarvestConfig",
+    "HarvestPoints",
+    "SaeConfig",
+    "SteerserveConfig",
+    "parse_config",
+]
 
+_Layer = Annotated[int, Field(ge=0)]
 ServedName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 
 
@@ -42,12 +50,35 @@ class DirectionConfig(_Strict):
     hook: Site | None = None
 
 
-class HarvestConfig(_Strict):
-    """Write the residual stream at one hook point to activation shards in a folder (no serving)."""
+class HarvestPoints(_Strict):
+    """Keep the residual stream at one layer or at several; the forward pass ends at the deepest of them."""
 
-    layer: int = Field(ge=0)
+    layer: _Layer | Annotated[tuple[_Layer, ...], Field(min_length=1)]
     hook: Site = "resid_post"
+
+    @model_validator(mode="after")
+    def _layers_are_unique(self) -> HarvestPoints:
+        if len(set(self.layers)) < len(self.layers):
+            raise ValueError(f"expected different layers, got {list(self.layers)}")
+        return self
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Decoder layers, in the order in which they were named."""
+        return (self.layer,) if isinstance(self.layer, int) else self.layer
+
+
+class HarvestConfig(HarvestPoints):
+    """Where a harvest is taken, and the folder that it goes to."""
+
     out: Path
+
+    @property
+    def folders(self) -> dict[int, Path]:
+        """The folder of each layer's shards: `out` for a single one, below it `resid_post.3` and so on."""
+        if len(self.layers) == 1:
+            return {self.layers[0]: self.out}
+        return {layer: self.out / f"{self.hook}.{layer}" for layer in self.layers}
 
 
 class SteerserveConfig(_Strict):
@@ -56,7 +87,7 @@ class SteerserveConfig(_Strict):
     saes: list[SaeConfig] = Field(default_factory=list)
     directions: list[DirectionConfig] = Field(default_factory=list)
     max_interventions: int = Field(16, ge=1, le=64)
-    harvest: HarvestConfig | None = None
+    harvest: HarvestPoints | None = None
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> SteerserveConfig:

@@ -9,13 +9,13 @@ from vllm.logger import init_logger
 
 from steerserve.hookpoint import HookPoint
 
-from .setup import catalog_for, check_engine, config_for
+from .setup import catalog_for, check_engine, config_for, harvest_points
 
 if TYPE_CHECKING:
     from steerserve.runtime import Runtime
     from steerserve.training.capture import Capture
 
-__all__ = ["Attached", "attach", "attached_to"]
+__all__ = ["Attached", "attach", "attached_to", "attached_to_runner"]
 
 _ATTRIBUTE = "_steerserve"
 
@@ -36,6 +36,11 @@ def attached_to(owner: Any) -> Attached | None:
     return found
 
 
+def attached_to_runner(runner: Any) -> Attached | None:
+    """The same of a worker's runner: V1's keeps it itself, V2's in its model state."""
+    return attached_to(runner) or attached_to(getattr(runner, "model_state", None))
+
+
 def attach(owner: Any, vllm_config: Any, model: Any, device: Any) -> Attached | None:
     """Steer this model, once; None where steerserve is not configured.
 
@@ -45,9 +50,9 @@ def attach(owner: Any, vllm_config: Any, model: Any, device: Any) -> Attached | 
     # Not at the top: numba must not be loaded while vLLM's CPU workers scan every module for kernels, and
     # model classes not before vLLM asks for them.
     from steerserve.runtime import open_runtime
+    from steerserve.training.capture import Capture
 
-    from .harvest import open_capture
-    from .layers import find_layers, hook_points
+    from .layers import find_layers, hook_points, stop_behind
     from .op import bind
 
     if attached_to(owner) is not None:
@@ -59,9 +64,10 @@ def attach(owner: Any, vllm_config: Any, model: Any, device: Any) -> Attached | 
     layers = find_layers(model, catalog.n_layers)
     points = [point.index for point in catalog.points]
     harvest = config.harvest
-    if harvest is not None:
-        harvest_point = HookPoint.of(harvest.layer, harvest.hook, catalog.n_layers)
-        points.append(harvest_point.index)
+    harvested = harvest_points(harvest, catalog.n_layers) if harvest is not None else {}
+    points += harvested
+    if harvested:
+        stop_behind(layers, max(points))
     here = hook_points(layers, points, catalog.d_model)
     scheduler = vllm_config.scheduler_config
     captured = vllm_config.compilation_config.cudagraph_capture_sizes or [0]
@@ -75,8 +81,9 @@ def attach(owner: Any, vllm_config: Any, model: Any, device: Any) -> Attached | 
     )
     _tell_cost(runtime)
     capture = None
-    if harvest is not None and harvest_point.index in here and _is_first_rank(vllm_config):
-        capture = open_capture(vllm_config.model_config, harvest, harvest_point, catalog)
+    harvested_here = {point: hook for point, hook in harvested.items() if point in here}
+    if harvested_here and _is_first_rank(vllm_config):
+        capture = Capture(harvested_here, catalog.special_tokens)
     attached = Attached(runtime, capture)
     setattr(owner, _ATTRIBUTE, attached)
     bind(owner, runtime, capture)

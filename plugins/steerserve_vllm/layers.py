@@ -7,6 +7,7 @@ module they know.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from steerserve.errors import IncompatibleError
 
 from .op import steer_op
 
-__all__ = ["LayerList", "find_layers", "hook_points"]
+__all__ = ["LayerList", "find_layers", "hook_points", "stop_behind"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,36 @@ def hook_points(layers: LayerList, points: Iterable[int], width: int) -> list[in
     for index, own in by_layer.items():
         _hook(layers.layers[index], before=0 in own, after=next((p for p in own if p > 0), None), width=width)
     return here
+
+
+def stop_behind(layers: LayerList, point: int) -> None:
+    """Let every layer behind a hook point pass on what it is given: nothing of them is computed.
+
+    Call it before `hook_points`. What the model then samples means nothing.
+    """
+    for layer in list(layers.layers)[max(point, layers.start) : layers.end]:
+        cls = type(layer)
+        forward = _idle_forward(cls)
+        layer.__class__ = type(f"Idle{cls.__name__}", (cls,), {"forward": forward, "__module__": __name__})
+
+
+def _idle_forward(cls: type[nn.Module]) -> Callable[..., Any]:
+    parameters = list(inspect.signature(cls.forward).parameters)[1:]
+    place = parameters.index("hidden_states")
+    pair = parameters.index("residual") if "residual" in parameters else None
+
+    @functools.wraps(cls.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[place]
+        if pair is None:
+            return hidden
+        residual = kwargs["residual"] if "residual" in kwargs else args[pair]
+        if residual is None:
+            # The first layer, whose stream has no second summand yet.
+            return torch.zeros_like(hidden), hidden
+        return hidden, residual
+
+    return forward
 
 
 def _hook(layer: nn.Module, *, before: bool, after: int | None, width: int) -> None:

@@ -7,10 +7,12 @@ from typing import Any
 from vllm import envs
 
 from steerserve.catalog import Catalog, build_catalog
-from steerserve.config import SteerserveConfig, parse_config
+from steerserve.config import HarvestPoints, SteerserveConfig, parse_config
 from steerserve.errors import IncompatibleError
+from steerserve.hookpoint import HookPoint
+from steerserve.sae.hook import Hook
 
-__all__ = ["catalog_for", "check_engine", "config_for"]
+__all__ = ["catalog_for", "check_engine", "config_for", "harvest_points"]
 
 _catalogs: dict[tuple[str, str], Catalog] = {}
 
@@ -40,11 +42,25 @@ def catalog_for(vllm_config: Any) -> Catalog | None:
     return _catalogs[key]
 
 
-def check_engine(vllm_config: Any) -> None:
-    """Refuse what would make steering inexact.
+def harvest_points(harvest: HarvestPoints, n_layers: int) -> dict[int, Hook]:
+    """The hook points that are harvested: their indices, and the name that was given to each.
 
-    Raises: IncompatibleError saying which setting and why.
+    Raises: ConfigError if the model has no such layer.
     """
+    return {
+        HookPoint.of(layer, harvest.hook, n_layers).index: Hook(layer, harvest.hook)
+        for layer in harvest.layers
+    }
+
+
+def check_engine(vllm_config: Any) -> None:
+    """Refuse what would make steering inexact, and a harvest of layers that the model has not.
+
+    Raises: IncompatibleError saying which setting and why; ConfigError naming the layer.
+    """
+    config = config_for(vllm_config)
+    if config is not None and config.harvest is not None:
+        harvest_points(config.harvest, vllm_config.model_config.get_total_num_hidden_layers())
     reasons = [reason for holds, reason in _refusals(vllm_config) if holds]
     if reasons:
         raise IncompatibleError("steering cannot be served exactly with this engine: " + "; ".join(reasons))
@@ -82,6 +98,10 @@ def _refusals(vllm_config: Any) -> list[tuple[bool, str]]:
             "sleep mode may discard the rows that the slots hold",
         ),
         (device != "cpu" and harvests, "harvesting is built for the CPU so far"),
+        (
+            harvests and parallel.data_parallel_size > 1,
+            "data-parallel replicas would write the same shards (harvest a part of the corpus with each)",
+        ),
         (
             v2 and speculative is not None and parallel.pipeline_parallel_size > 1,
             "under the V2 runner, a pipeline stage cannot tell rejected drafts from accepted ones",

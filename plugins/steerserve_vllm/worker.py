@@ -7,8 +7,8 @@ from typing import Any
 
 from vllm.v1.worker.worker_base import WorkerBase
 
-from . import runner_v2, seams
-from .attach import Attached, attached_to
+from . import harvest_worker, runner_v2, seams
+from .attach import attached_to_runner
 from .setup import config_for
 
 __all__ = ["install"]
@@ -17,7 +17,7 @@ __all__ = ["install"]
 def install() -> None:
     """Add the methods to every worker class, and wrap the V2 runner in workers that use it."""
     WorkerBase.steerserve_collect = _collect
-    WorkerBase.steerserve_close_capture = _close_capture
+    harvest_worker.install()
     seams.wrap("worker_init", _wrap_worker_init)
 
 
@@ -32,22 +32,10 @@ def _wrap_worker_init(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _collect(self: Any, tickets: list[str]) -> dict[str, Any]:
     """Reports of the named tickets, and totals since the start, with the worker's place in the engine."""
-    attached = _attached(self.model_runner)
+    attached = attached_to_runner(self.model_runner)
     if attached is None:
         return {}
     parallel = self.parallel_config
     pp_rank, tp_rank = divmod(parallel.rank, parallel.tensor_parallel_size)
     place = {"pp_rank": pp_rank, "tp_rank": tp_rank, "dp_rank": parallel.data_parallel_rank}
     return {**attached.runtime.collect(tickets), **place}
-
-
-def _close_capture(self: Any) -> int:
-    """Finish harvesting; returns how many activations this worker wrote."""
-    attached = _attached(self.model_runner)
-    capture = attached.capture if attached is not None else None
-    return capture.close() if capture is not None else 0
-
-
-def _attached(runner: Any) -> Attached | None:
-    """The V1 runner keeps it itself, the V2 runner in its model state."""
-    return attached_to(runner) or attached_to(getattr(runner, "model_state", None))

@@ -79,7 +79,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"expected at most {_JSON_LIMIT} bytes of JSON, got {size}", path=path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"expected valid JSON: {error}", path=path) from None
     if not isinstance(value, dict):
         raise CheckpointError(f"expected a JSON object, got {type(value).__name__}", path=path)
@@ -132,7 +132,9 @@ def map_npz(path: Path) -> MappedTensors:
                 if item.filename.endswith(".npy"):
                     _map_member(tensors, file, item)
             return tensors
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # what zipfile and numpy's header parser raise has no base of its own
         raise CheckpointError(f"expected a whole npz archive: {error}", path=path) from None
 
 
@@ -232,11 +234,16 @@ def write_safetensors(
     """Write a safetensors file that appears whole or not at all, even if the machine stops in between.
 
     Args: path: replaced if it exists. tensors: contiguous. metadata: goes into the file's header.
+    Raises: CheckpointError if it cannot be written, on a full disk for example; a file that was there stays.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(dict(tensors), part, dict(metadata or {}))
-    # The library leaves files that only their owner can read; a server often runs as somebody else.
-    part.chmod(0o644)
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        save_file(dict(tensors), part, dict(metadata or {}))
+        # The library leaves files that only their owner can read; a server often runs as somebody else.
+        part.chmod(0o644)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        raise CheckpointError(f"expected to write it: {error}", path=path) from None

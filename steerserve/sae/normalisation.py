@@ -38,8 +38,8 @@ def normalise(x: Tensor, how: Normalisation) -> Normalised:
     `constant_norm_rescale`: y = x·c with c = √d/‖x‖, and back out/c. The zero vector has no c: NaN.
 
     Args: x: [n, d] float32, in the model's own scale.
-    Source: sae_lens 6.54, `SAE._setup_activation_normalization`; Gao et al. 2024, arXiv:2406.04093 for the
-        layer norm.
+    Source: sae_lens 6.54, `SAE._setup_activation_normalization`; for the layer norm also OpenAI's
+        sparse_autoencoder, `LN` and `Autoencoder.decode` (Gao et al. 2024, arXiv:2406.04093).
     """
     if how == "layer_norm":
         mean = x.mean(dim=-1, keepdim=True)

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from steerserve.errors import CheckpointError
 
+from .encoders import Encoder, Linear, Routed
+from .encoders.base import copied_matrix, copied_vector
 from .normalisation import Normalisation, normalise
-from .router import Router
-from .sae import Activation, Sae
+from .sae import Sae
 
 __all__ = ["Encoded", "Resident"]
 
-_COPIED_AT_ONCE = 2**22
 _ACTIVATIONS_AT_ONCE = 2**24
 
 
@@ -44,31 +44,23 @@ class Encoded:
 class Resident:
     """An SAE's encoder and decoder on the device, in float32.
 
-    The pre-bias is subtracted from each token rather than folded into `bias`: the sums are then rounded as
+    The pre-bias is subtracted from each token rather than folded into a bias: the sums are then rounded as
     where the SAE was trained, which decides between nearly equal features at the edge of a top k.
 
     Attributes:
-        encoder: [F, d], as stored.
-        bias, encoder_scale: [F]; pre_j = (w_j·y + b_j)·s_j.
+        encoder: from y, the SAE's own input, to the activations.
         input_scale, pre_bias: scalar and [d]; y = normalised x·scale − pre_bias.
-        activation: the per-feature numbers of the activation formula, [F] each.
         decoder: [F, d], as in Sae.rows().
         b_dec: [d], the decoder's bias.
-        top_k: how many features of a token (of its expert, in a switch SAE) are kept; None for all.
-        normalisation, router: see Sae.
+        normalisation: see Sae.
     """
 
-    encoder: Tensor
-    bias: Tensor
-    encoder_scale: Tensor
+    encoder: Encoder
     input_scale: float
     pre_bias: Tensor
-    activation: Activation
     decoder: Tensor
     b_dec: Tensor
-    top_k: int | None
     normalisation: Normalisation
-    router: Router | None
 
     @classmethod
     def of(cls, sae: Sae, device: torch.device | str = "cpu") -> Resident:
@@ -78,50 +70,42 @@ class Resident:
         """
         if sae.refusal is not None:
             raise CheckpointError(sae.refusal, path=sae.path)
-        stored, act = sae.stored, sae.activation
+        stored = sae.stored
         pre_bias = torch.zeros(sae.d_in) if stored.pre_bias is None else stored.pre_bias
+        decoder_scale = stored.decoder_scale.double() / stored.input_scale
         resident = cls(
-            encoder=_copy(stored.encoder, device),
-            bias=_vector(stored.bias, device),
-            encoder_scale=_vector(stored.encoder_scale, device),
+            encoder=_encoder(sae).to(device),
             input_scale=stored.input_scale,
-            pre_bias=_vector(pre_bias, device),
-            activation=Activation(
-                *(_vector(part, device) for part in (act.threshold, act.scale, act.shift, act.floor))
-            ),
-            decoder=_copy(stored.decoder, device, stored.decoder_scale.double() / stored.input_scale),
-            b_dec=_vector(stored.b_dec, device),
-            top_k=sae.top_k,
+            pre_bias=copied_vector(pre_bias, device),
+            decoder=copied_matrix(stored.decoder, device, decoder_scale),
+            b_dec=copied_vector(stored.b_dec, device),
             normalisation=sae.normalisation,
-            router=None if sae.router is None else sae.router.to(device),
         )
         resident._check_finite(sae.path)
         return resident
 
     @property
+    def d_in(self) -> int:
+        """d."""
+        return self.decoder.shape[1]
+
+    @property
     def d_sae(self) -> int:
         """F."""
-        return self.encoder.shape[0]
+        return self.decoder.shape[0]
 
     @property
     def nbytes(self) -> int:
         """Bytes held on the device."""
-        act = self.activation
-        vectors = (self.bias, self.encoder_scale, act.threshold, act.scale, act.shift, act.floor)
-        parts = (self.encoder, self.decoder, *vectors, self.pre_bias, self.b_dec)
-        routing = () if self.router is None else (self.router.weight, self.router.bias)
-        return sum(part.numel() * part.element_size() for part in (*parts, *routing))
+        return sum(part.numel() * part.element_size() for part in self._tensors().values())
 
     @property
     def flops_per_token(self) -> int:
-        """Floating-point operations to encode one token: 2·d for each feature and expert that is weighed.
+        """Floating-point operations to encode one token: two for each weight that it meets.
 
         Reconstructing it (`error: "drop"`) takes 2·d·F more.
         """
-        features, d = self.encoder.shape
-        if self.router is None:
-            return 2 * d * features
-        return 2 * d * (self.router.experts + features // self.router.experts)
+        return self.encoder.flops_per_token
 
     @property
     def tokens_at_once(self) -> int:
@@ -131,9 +115,6 @@ class Resident:
     def encode(self, x: Tensor) -> Encoded:
         """Exact activations of every feature.
 
-        A top-k SAE keeps the k largest of all pre-activations of the token, rectified, as torch.topk picks
-        them where some are equal. A switch SAE encodes the token by the chosen expert alone.
-
         Args: x: [n, d], the residual stream in the model's own scale.
         Returns: f, gain and offset. NaN in x comes out as NaN.
         Source: sae_lens 6.54, `SAE.process_sae_in` and the architectures' `encode`.
@@ -141,12 +122,10 @@ class Resident:
         x = x.float()
         normalised = normalise(x, self.normalisation)
         y = normalised.x * self.input_scale - self.pre_bias
+        f, weight = self.encoder.encode(y, x)
         gain = normalised.gain[:, 0]
-        if self.router is None:
-            f = self._features(y, 0, self.d_sae)
-        else:
-            expert, weight = self.router.route(x)
-            f, gain = self._routed(y, expert, self.router.experts), gain * weight
+        if weight is not None:
+            gain = gain * weight
         return Encoded(f, gain, normalised.gain * self.b_dec + normalised.mean)
 
     def decode(self, f: Tensor, encoded: Encoded) -> Tensor:
@@ -156,6 +135,11 @@ class Resident:
         Returns: [n, d] float32, in the model's own scale.
         """
         return encoded.gain.unsqueeze(1) * (f.float() @ self.decoder) + encoded.offset
+
+    def autoencode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Activations [n, F] and reconstruction [n, d] of tokens on any device: see `encode` and `decode`."""
+        encoded = self.encode(x.to(self.decoder.device))
+        return encoded.f, self.decode(encoded.f, encoded)
 
     def strongest(self, x: Tensor, n: int) -> tuple[Tensor, Tensor]:
         """The n most active features of each token, the most active first.
@@ -168,60 +152,26 @@ class Resident:
         tops = [self.encode(part).f.topk(n, dim=-1) for part in x.split(self.tokens_at_once)]
         return torch.cat([top.indices for top in tops]), torch.cat([top.values for top in tops])
 
+    def _tensors(self) -> dict[str, Tensor]:
+        own = {"pre_bias": self.pre_bias, "decoder": self.decoder, "b_dec": self.b_dec}
+        return self.encoder.tensors() | own
+
     def _check_finite(self, path: Path) -> None:
-        names = ("encoder", "bias", "encoder_scale", "pre_bias", "decoder", "b_dec")
-        parts = {name: getattr(self, name) for name in names}
-        parts |= {"scale": self.activation.scale, "shift": self.activation.shift}
-        # −inf stands for no threshold.
-        parts["threshold"] = self.activation.threshold.clamp(min=0)
-        for name, part in parts.items():
-            if not _finite(part):
+        for name, part in self._tensors().items():
+            # There, −inf stands for none.
+            bounded = part.clamp(min=0) if name in ("floor", "threshold") else part
+            if not _finite(bounded):
                 message = "expected finite weights, got NaN or infinity"
                 raise CheckpointError(message, path=path, tensor=name)
 
-    def _routed(self, y: Tensor, expert: Tensor, experts: int) -> Tensor:
-        f = y.new_zeros(y.shape[0], self.d_sae)
-        size = self.d_sae // experts
-        for e in expert.unique().tolist():
-            tokens = torch.nonzero(expert == e)[:, 0]
-            own = self._features(y.index_select(0, tokens), e * size, size)
-            f.narrow(1, e * size, size).index_copy_(0, tokens, own)
-        return f
 
-    def _features(self, y: Tensor, start: int, length: int) -> Tensor:
-        """The activations of features [start, start + length) from the SAE's own input."""
-
-        def own(part: Tensor) -> Tensor:
-            return part.narrow(0, start, length)
-
-        pre = y @ own(self.encoder).T
-        pre.add_(own(self.bias)).mul_(own(self.encoder_scale))
-        if self.top_k is not None:
-            values, indices = pre.topk(min(self.top_k, length), dim=-1, sorted=False)
-            return torch.zeros_like(pre).scatter_(-1, indices, values.relu_())
-        act = self.activation
-        value = torch.maximum(own(act.scale) * pre + own(act.shift), own(act.floor))
-        # So asked, a NaN stays one.
-        return torch.where(pre <= own(act.threshold), 0.0, value)
-
-
-def _copy(matrix: Tensor, device: torch.device | str, row_scale: Tensor | None = None) -> Tensor:
-    """[F, d] float32 on the device, in the memory order of the mapped file, which is read in that order."""
-    out = torch.empty_like(matrix, dtype=torch.float32, device=device)
-    major = 0 if matrix.stride(0) >= matrix.stride(1) else 1
-    rows, length = matrix.shape[major], max(1, _COPIED_AT_ONCE // matrix.shape[1 - major])
-    for start in range(0, rows, length):
-        size = min(length, rows - start)
-        part = matrix.narrow(major, start, size)
-        if row_scale is not None:
-            scale = row_scale.narrow(0, start, size) if major == 0 else row_scale
-            part = part.double() * scale.unsqueeze(1)
-        out.narrow(major, start, size).copy_(part)
-    return out
-
-
-def _vector(part: Tensor, device: torch.device | str) -> Tensor:
-    return part.to(device, torch.float32, copy=True)
+def _encoder(sae: Sae) -> Encoder:
+    """The SAE's encoder, its tensors as stored."""
+    if sae.encoder is not None:
+        return sae.encoder
+    stored = sae.stored
+    linear = Linear(stored.encoder, stored.bias, stored.encoder_scale, sae.activation, sae.top_k)
+    return linear if sae.router is None else Routed(linear, sae.router)
 
 
 def _finite(part: Tensor) -> bool:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from steerserve.errors import CheckpointError
 
+from .activation import Activation
+from .encoders import Encoder
 from .hook import Hook
 from .manifest import Manifest
 from .normalisation import Normalisation
@@ -24,24 +26,12 @@ _CHUNK = 4096
 
 
 @dataclass(frozen=True)
-class Activation:
-    """The per-feature numbers of the activation formula, [F] each, any float dtype (see FeatureRows).
-
-    Views of the mapped file, or constants expanded to length.
-    """
-
-    threshold: Tensor
-    scale: Tensor
-    shift: Tensor
-    floor: Tensor
-
-
-@dataclass(frozen=True)
 class Stored:
     """The weights as stored, and what has to be folded into each row as it is read.
 
     Attributes:
-        encoder: [F, d], a view of the mapped file, any float dtype.
+        encoder: [F, d], a view of the mapped file, any float dtype; zeros where features have no row of
+            their own (`Sae.encoder`).
         decoder: [F, d], likewise.
         bias: [F], likewise, added to the encoder's product.
         pre_bias: [d] float32, subtracted from the (scaled) input; None where the SAE subtracts nothing.
@@ -78,6 +68,8 @@ class Sae:
         top_k: how many features a top-k SAE keeps of a token; None otherwise.
         normalisation: what is done to each token before it is encoded; rows() are in normalised scale.
         router: of a switch SAE, what chooses the expert; None otherwise.
+        encoder: what encodes tokens where features have no row of their own (kron, vaease), its tensors as
+            stored; None otherwise.
         reader: of a large file, what reads single rows of it; None where they are taken from the mapping.
     """
 
@@ -95,6 +87,7 @@ class Sae:
     top_k: int | None = None
     normalisation: Normalisation = "none"
     router: Router | None = None
+    encoder: Encoder | None = field(default=None, repr=False)
     reader: RowReader | None = field(default=None, repr=False)
 
     @property
@@ -117,6 +110,8 @@ class Sae:
 
     def rows(self, features: Sequence[int]) -> FeatureRows:
         """The named features, folded; reads nothing of the file but their rows.
+
+        Where a feature has no encoder row of its own (`encoder`), that row and its bias are zeros.
 
         Args: features: k indices in [0, d_sae), in any order.
         Returns: k rows.
@@ -141,7 +136,8 @@ class Sae:
 
         Args: x: [tokens, d_in], the residual stream in the model's own scale.
         Returns: [tokens, d_sae] float32, raw units.
-        Raises: CheckpointError if the SAE cannot be served, or normalises or routes each token.
+        Raises: CheckpointError if the SAE cannot be served, normalises or routes each token, or has no
+            encoder row of each feature.
         """
         self._check_whole()
         dense = torch.cat([rows.activations(x) for rows in self._chunks()], dim=-1)
@@ -164,11 +160,16 @@ class Sae:
             out += part @ rows.decoder
         return out
 
+    def autoencode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Activations and reconstruction: see `encode` and `decode`."""
+        f = self.encode(x)
+        return f, self.decode(f)
+
     def _check_whole(self) -> None:
         if self.refusal is not None:
             raise CheckpointError(self.refusal, path=self.path)
-        if self.normalisation != "none" or self.router is not None:
-            message = f"expected the same encoder for all tokens (use Resident): {self.needs_resident}"
+        if self.normalisation != "none" or self.router is not None or self.encoder is not None:
+            message = f"expected an encoder with a row per feature (use Resident): {self.needs_resident}"
             raise CheckpointError(message, path=self.path)
 
     def _chunks(self) -> Iterator[FeatureRows]:

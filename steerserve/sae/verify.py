@@ -17,6 +17,7 @@ __all__ = ["verify_sae"]
 _READERS: dict[str, Callable[[Path], Mapping[str, Tensor]]] = {
     ".npz": map_npz,
     ".pt": map_torch,
+    ".pth": map_torch,
     ".safetensors": lambda file: map_safetensors(file)[0],
 }
 

@@ -158,8 +158,8 @@ def _by_resident(
 ) -> None:
     """Fill in what one SAE's whole encoder says of these tokens. Args: feature: [m, K] int64."""
     encoded = resident.encode(read.x.index_select(0, tokens))
-    # One infinite pre-activation can push any other out of the top k, so the whole token must be finite. No f
-    # is negative: a sum shows it, and takes less time than a look at each.
+    # One infinite pre-activation can push any other out of the top k, so the whole token must be finite. No
+    # sum with an infinity of any sign is, and it takes less time than a look at each.
     exact = torch.isfinite(encoded.f.sum(dim=1)) & torch.isfinite(encoded.gain)
     mine = rows.source.index_select(0, tokens) == index
     values = encoded.f.gather(1, feature.index_select(0, tokens).where(mine, 0))

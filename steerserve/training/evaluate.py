@@ -13,7 +13,7 @@ __all__ = ["Autoencoder", "DetectorCounts", "Evaluation", "evaluate"]
 
 
 class Autoencoder(Protocol):
-    """What is evaluated: an opened `Sae`, or anything else that encodes and decodes."""
+    """What is evaluated: an SAE in training, an opened one, or a `Resident`, which can be any of those."""
 
     @property
     def d_in(self) -> int:
@@ -23,11 +23,8 @@ class Autoencoder(Protocol):
     def d_sae(self) -> int:
         """Number of features."""
 
-    def encode(self, x: Tensor) -> Tensor:
-        """[tokens, d_in] → [tokens, d_sae]."""
-
-    def decode(self, f: Tensor) -> Tensor:
-        """[tokens, d_sae] → [tokens, d_in]."""
+    def autoencode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Activations [tokens, d_sae] and reconstruction [tokens, d_in]. Args: x: [tokens, d_in]."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +68,14 @@ def evaluate(sae: Autoencoder, batches: Iterable[Tensor]) -> Evaluation:
     fired, strongest = torch.zeros(sae.d_sae, dtype=torch.int64), torch.zeros(sae.d_sae)
     for batch in batches:
         x = batch.float()
-        f = sae.encode(x)
+        f, reconstruction = (part.cpu() for part in sae.autoencode(x))
         wide = x.double()
-        errors += float((wide - sae.decode(f)).square().sum())
+        errors += float((wide - reconstruction).square().sum())
         squares += float(wide.square().sum())
         total += wide.sum(0)
         tokens += len(x)
-        fired += (f > 0).sum(0)
+        # Some features of VAEase are negative.
+        fired += (f != 0).sum(0)
         strongest = torch.maximum(strongest, f.amax(0))
     if tokens == 0:
         raise ValueError("expected at least one row to evaluate on")

@@ -1,13 +1,10 @@
-"""Where training starts: the input's scale, the geometric median as b_dec, tied random rows."""
+"""Where training starts: the input's centre, which becomes b_dec, and its scale."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from .batchtopk import Parameters
-
-__all__ = ["geometric_median", "initial_parameters", "input_scale"]
+__all__ = ["geometric_median", "input_scale"]
 
 
 def geometric_median(x: Tensor, iterations: int = 100) -> Tensor:
@@ -35,14 +32,3 @@ def input_scale(x: Tensor, centre: Tensor) -> float:
     """
     spread = float((x.double() - centre.double()).square().sum(-1).mean())
     return spread**-0.5 if spread > 0 else 1.0
-
-
-def initial_parameters(d_sae: int, b_dec: Tensor, seed: int) -> Parameters:
-    """Random unit decoder rows with the encoder tied to them at the start.
-
-    Args: b_dec: [d], in the units of the normalised input.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    decoder = torch.randn(d_sae, b_dec.shape[0], generator=generator)
-    decoder = torch.nn.functional.normalize(decoder, dim=-1)
-    return Parameters(decoder.clone(), torch.zeros(d_sae), decoder, b_dec.clone())

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from steerserve.sae import Hook, Manifest, open_sae, write_manifest
+from steerserve.sae.architectures import Export
 from steerserve.sae.files import check_finite, sha256_of, write_safetensors
 from steerserve.sae.manifest import STATS, HookEntry
+from steerserve.sae.resident import Resident
 
 from .evaluate import Evaluation, evaluate
 from .settings import TrainSettings
@@ -26,25 +28,16 @@ _LAYOUT = "6.54.12"
 
 
 def save_inference_sae(folder: Path, trained: Trained, settings: TrainSettings, header: ShardHeader) -> None:
-    """Write `cfg.json` and `sae_weights.safetensors`: a jumprelu SAE with one threshold for all features.
-
-    The input scale s is folded so that activations come out in the model's own scale and decoder rows keep
-    unit norm: x̂ = Σ f_j·d_j + b_dec with f_j the length of feature j in the residual stream.
+    """Write `cfg.json` and `sae_weights.safetensors`, in the model's own scale.
 
     Raises: CheckpointError if a weight is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    p, scale = trained.parameters, trained.scale
-    tensors = {
-        "W_dec": p.decoder.contiguous(),
-        "W_enc": p.encoder.T.contiguous(),
-        "b_dec": p.b_dec / scale,
-        "b_enc": p.bias / scale,
-        "threshold": torch.full_like(p.bias, trained.threshold / scale),
-    }
-    check_finite(tensors, folder / WEIGHTS)
-    write_safetensors(folder / WEIGHTS, tensors)
-    (folder / "cfg.json").write_text(json.dumps(_config(p.encoder, settings, header), indent=1) + "\n")
+    export = trained.sae.export(trained.scale)
+    check_finite(export.tensors, folder / WEIGHTS)
+    write_safetensors(folder / WEIGHTS, export.tensors)
+    config = _config(trained, export, settings, header)
+    (folder / "cfg.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
 def save_trained(
@@ -56,7 +49,8 @@ def save_trained(
     Returns: the evaluation, which is also in `manifest.json` and `stats.safetensors`.
     """
     save_inference_sae(folder, trained, settings, header)
-    found = evaluate(open_sae(folder), held_out)
+    sae = open_sae(folder)
+    found = evaluate(sae if sae.per_feature else Resident.of(sae), held_out)
     statistics = {"firing_rate": found.firing_rate, "max_activation": found.max_activation}
     write_safetensors(folder / STATS, statistics)
     names = ("cfg.json", WEIGHTS, STATS)
@@ -65,31 +59,36 @@ def save_trained(
         hook=HookEntry(layer=header.hook.layer, site=header.hook.site),
         d_in=header.d_in,
         d_sae=settings.d_sae,
-        architecture="batchtopk",
+        architecture=sae.architecture,
         files={name: sha256_of(folder / name) for name in names},
         finite=True,
-        training={**found.numbers(), "k": settings.k, "seed": settings.seed, "tokens": settings.tokens},
+        training={**found.numbers(), "seed": settings.seed, "tokens": settings.tokens, **_numbers(settings)},
     )
     write_manifest(folder, manifest)
     return found
 
 
-def _config(encoder: Tensor, settings: TrainSettings, header: ShardHeader) -> dict[str, object]:
+def _numbers(settings: TrainSettings) -> dict[str, float | int]:
+    """The architecture's own settings, as far as they are numbers."""
+    values = settings.options.model_dump()
+    return {key: value for key, value in values.items() if isinstance(value, int | float)}
+
+
+def _config(trained: Trained, export: Export, settings: TrainSettings, header: ShardHeader) -> dict[str, Any]:
     hook = Hook(header.hook.layer, header.hook.site)
     metadata = {
         "sae_lens_version": _LAYOUT,
         "hook_name": hook.name,
         "model_name": header.model.name,
-        "training_architecture": "batchtopk",
-        "training_architecture_details": settings.model_dump(),
+        "training_architecture": trained.sae.exported_as,
+        "training_architecture_details": settings.flat(),
     }
     return {
-        "architecture": "jumprelu",
-        "d_in": encoder.shape[1],
-        "d_sae": encoder.shape[0],
+        **export.config,
+        "d_in": trained.sae.d_in,
+        "d_sae": trained.sae.d_sae,
         "dtype": "float32",
         "device": "cpu",
-        "apply_b_dec_to_input": True,
         "normalize_activations": "none",
         "reshape_activations": "none",
         "metadata": metadata,

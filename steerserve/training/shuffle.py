@@ -12,6 +12,8 @@ from torch import Tensor
 __all__ = ["Source", "shuffled_batches"]
 
 _BLOCK = 2048
+_LEAST_BLOCK = 64
+_BLOCKS_PER_WINDOW = 128
 _WINDOW_BYTES = 256 * 2**20
 
 
@@ -31,8 +33,9 @@ def shuffled_batches(
 ) -> Iterator[Tensor]:
     """Batches of the first `rows` rows, reshuffled each epoch; an incomplete last batch is left out.
 
-    Blocks of 2,048 neighbouring rows are drawn in random order into a window of at most 256 MiB, which is
-    then shuffled row by row: reads stay sequential, and a batch mixes sequences from the whole harvest.
+    Blocks of neighbouring rows are drawn in random order into a window of at most 256 MiB, which is then
+    shuffled row by row: reads stay sequential, and a batch mixes sequences from the whole harvest. A window
+    holds at least 128 blocks, of 2,048 rows where rows are short and of no less than 64.
 
     Args:
         source: the shards. rows: how many of their rows to use. batch_size: rows per batch.
@@ -48,12 +51,14 @@ def shuffled_batches(
 
 
 def _epoch(source: Source, rows: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    blocks = torch.randperm(-(-rows // _BLOCK), generator=generator).tolist()
     # Sized in float32, whatever is stored, so that the order does not depend on the dtype.
-    per_window = max(1, _WINDOW_BYTES // (4 * source.d_in * _BLOCK))
+    window_rows = _WINDOW_BYTES // (4 * source.d_in)
+    block = min(_BLOCK, max(_LEAST_BLOCK, window_rows // _BLOCKS_PER_WINDOW))
+    blocks = torch.randperm(-(-rows // block), generator=generator).tolist()
+    per_window = max(1, window_rows // block)
     left: list[Tensor] = []
     for first in range(0, len(blocks), per_window):
-        spans = [(block * _BLOCK, (block + 1) * _BLOCK) for block in blocks[first : first + per_window]]
+        spans = [(place * block, (place + 1) * block) for place in blocks[first : first + per_window]]
         window = torch.cat([source.activations(start, min(rows, stop)) for start, stop in spans])
         # Rows that did not fill a batch of the last window open this one.
         mixed = torch.cat([*left, window[torch.randperm(len(window), generator=generator)]])

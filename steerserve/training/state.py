@@ -11,7 +11,7 @@ from torch import Tensor
 from steerserve.errors import ConfigError
 from steerserve.sae.files import map_safetensors, write_safetensors
 
-__all__ = ["load_state", "save_state"]
+__all__ = ["done_steps", "load_state", "save_state"]
 
 _KINDS = (torch.float32, torch.float64, torch.int64)
 
@@ -34,3 +34,11 @@ def load_state(path: Path, identity: str) -> dict[str, Tensor]:
         message = f"expected a checkpoint of this run, {path} is of other settings or data"
         raise ConfigError(f"{message}: remove it, or train into another folder")
     return tensors
+
+
+def done_steps(path: Path) -> int:
+    """The steps made by the run of a checkpoint; 0 where there is none.
+
+    Raises: CheckpointError if the file is damaged.
+    """
+    return int(map_safetensors(path, _KINDS)[0]["0.numbers"][0]) if path.exists() else 0

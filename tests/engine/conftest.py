@@ -13,7 +13,7 @@ import torch
 from steerserve.sae import Direction, Hook, write_direction
 from tests.support.engine import Engine, start_engine
 from tests.support.models import D_MODEL, make_model
-from tests.support.saes import make_sae
+from tests.support.saes import make_sae, make_trained
 
 # Holds a sitecustomize.py, which reaches the engine's processes by PYTHONPATH.
 INTERPRETER = Path(__file__).parents[1] / "support" / "interpreter"
@@ -49,8 +49,11 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "first": (make_sae(folder / "first", "standard", 0, seed=6, site="resid_pre"), 0),
             "top": (make_sae(folder / "top", "topk", 1, seed=7, d_sae=4096, k=50), 2),
             "norm": (make_sae(folder / "norm", "jumprelu", 2, seed=8, normalize_activations="layer_norm"), 3),
+            "switch": (make_trained(folder / "switch", "switch", 2, seed=9), 3),
+            "kron": (make_trained(folder / "kron", "kron", 1, seed=10, d_sae=512), 2),
+            "vaease": (make_trained(folder / "vaease", "vaease", 3, seed=11), 4),
         },
-        "resident": {"top", "norm"},
+        "resident": {"kron", "norm", "switch", "top", "vaease"},
         "directions": {"north": (unit, 3)},
         "direction_files": {"north": folder / "north.safetensors"},
     }

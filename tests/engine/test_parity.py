@@ -69,6 +69,19 @@ def _together() -> list[list[dict[str, Any]]]:
     ]
 
 
+def _trained() -> list[Steering]:
+    """SAEs without an encoder row of each feature; their plain formulas are in tests/support/plain.py."""
+    plans: list[Steering] = []
+    for sae in ("switch", "kron", "vaease"):
+        rows = [{"sae": sae, "feature": 9 * i, **OPS[i % 6]} for i in range(12)]
+        plans += [
+            rows,
+            {"interventions": rows[:4], "error": "drop"},
+            [{**rows[3], "only_if_active": True}, {**rows[4], "when": {"feature": 77, "below": 0.2}}],
+        ]
+    return plans
+
+
 def _dense() -> list[Steering]:
     """What needs a whole SAE: exact top-k (k = 50 of 4096), layer norm, and dropping the error."""
     top = [{"sae": "top", "feature": 83 * i, **OPS[i % 6]} for i in range(12)]
@@ -116,7 +129,7 @@ class TestParity:
     def test_every_op_architecture_window_and_condition_matches_a_hook_with_saelens(
         self, engine: Engine
     ) -> None:
-        steering = [*_every_op(), *_windows(), *_conditions(), *_together(), *_dense()]
+        steering = [*_every_op(), *_windows(), *_conditions(), *_together(), *_dense(), *_trained()]
         prompts = random_prompts(len(steering), LENGTHS, seed=1)
         replies = engine.generate(prompts, steering)
         worst = engine.check(prompts, steering, replies)

@@ -1,4 +1,4 @@
-"""Small random SAEs, made and saved by SAELens itself; Switch SAEs, which it does not know, by hand."""
+"""Small random SAEs, made and saved by SAELens itself; kinds that it does not know, by hand."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from sae_lens import (
     TopKSAEConfig,
 )
 from sae_lens.saes.sae import SAEMetadata
+from safetensors.torch import save_file
 
 from .models import D_MODEL
+from .plain import PLAIN, Plain
 
 D_SAE = 128
 _KINDS: dict[str, tuple[type[Any], type[Any]]] = {
@@ -67,9 +69,57 @@ def make_sae(
     return folder
 
 
-def load_sae(folder: Path) -> SAE[Any]:
-    """Load it back with SAELens."""
+def load_sae(folder: Path) -> Any:
+    """Load it back with SAELens, or as its paper's plain formula where SAELens does not know it."""
+    if json.loads((folder / "cfg.json").read_text())["architecture"] in PLAIN:
+        return Plain(folder)
     return SAE.load_from_disk(str(folder), device="cpu")
+
+
+def make_trained(
+    folder: Path,
+    architecture: str,
+    layer: int,
+    *,
+    seed: int = 0,
+    d_in: int = D_MODEL,
+    d_sae: int = D_SAE,
+    k: int = 8,
+    parts: tuple[int, int] = (4, 4),
+) -> Path:
+    """Save a random switch, kron or vaease SAE as our trainer does; no number is zero.
+
+    Args: parts: of a switch SAE its experts (the first number); of a kron SAE base and extension.
+    """
+    base, extension = parts
+    heads = d_sae // (base * extension)
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {
+        "kron": {
+            "W_left": (d_in, heads * base),
+            "W_right": (d_in, heads * extension),
+            "b_left": (heads * base,),
+            "b_right": (heads * extension,),
+        },
+        "switch": {"W_enc": (d_in, d_sae), "W_router": (base, d_in), "b_router": (d_in,)},
+        "vaease": {"W_enc": (d_in, d_sae), "W_gate": (d_in, d_sae), "b_enc": (d_sae,), "b_gate": (d_sae,)},
+    }
+    sizes: dict[str, dict[str, int]] = {
+        "kron": {"heads": heads, "base": base, "extension": extension, "k": k},
+        "switch": {"experts": base, "k": k},
+        "vaease": {},
+    }
+    generator = torch.Generator().manual_seed(seed)
+    wanted: dict[str, tuple[int, ...]] = {"W_dec": (d_sae, d_in), "b_dec": (d_in,), **shapes[architecture]}
+    tensors = {
+        name: torch.randn(shape, generator=generator) * (0.2 if name.startswith("W_") else 0.1)
+        for name, shape in wanted.items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "sae_weights.safetensors")
+    metadata = {"hook_name": f"blocks.{layer}.hook_resid_post", "model_name": "tiny"}
+    config = {"architecture": architecture, "d_in": d_in, "d_sae": d_sae, **sizes[architecture]}
+    (folder / "cfg.json").write_text(json.dumps({**config, "metadata": metadata}))
+    return folder
 
 
 def make_switch(

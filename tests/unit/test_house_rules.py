@@ -23,7 +23,7 @@ MAY_IMPORT_VLLM = (
 SHIPPED = ("steerserve/", "plugins/", "demo/", "benchmarks/", "examples/", "scripts/")
 BUILT = {"__pycache__", "build", "dist"}
 UNSAFE_FORMATS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
-CORE_FREE_OF = {"server", "training", "cli"}
+CORE_FREE_OF = {"cli", "experiments", "judging", "server", "theory", "training"}
 # In pieces, so that this file does not match itself.
 MACHINE_PATH = re.compile(r"/(wo" r"rk|fa" r"rm|opt/wh" r"eels)/")
 REGISTRY_HOST = re.compile(r"py" r"pi\.org|python" r"hosted|registry\.npm" r"js|deb\.deb" r"ian")

@@ -1,5 +1,5 @@
 """One file per on-disk layout, and the test that tells them apart."""
 
-from .detect import open_sae
+from .detect import Found, open_sae, recognise
 
-__all__ = ["open_sae"]
+__all__ = ["Found", "open_sae", "recognise"]

@@ -9,12 +9,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from steerserve.errors import CheckpointError
 from steerserve.sae.files import inside, map_npz, take
 from steerserve.sae.hook import Hook
-from steerserve.sae.sae import Sae, Stored
+from steerserve.sae.sae import Sae
 
-from .common import checked, constant, jump_relu
+from .common import checked, expect_only, jump_relu, matrix_shape, stored
 
 __all__ = ["WEIGHTS", "open_gemma_scope"]
 
@@ -32,26 +31,25 @@ def open_gemma_scope(folder: Path) -> Sae:
     """
     path = inside(folder, WEIGHTS)
     tensors = map_npz(path)
-    for name in sorted(set(tensors) - _TENSORS):
-        raise CheckpointError("expected no such tensor in a Gemma Scope SAE", path=path, tensor=name)
-    if "W_dec" not in tensors or tensors["W_dec"].ndim != 2:
-        raise CheckpointError("expected a matrix [d_sae, d_in]", path=path, tensor="W_dec")
-    d_sae, d_in = tensors["W_dec"].shape
-    b_dec = take(tensors, "b_dec", (d_in,), path).float()
-    ones = constant(1.0, d_sae)
-    stored = Stored(
-        encoder=take(tensors, "W_enc", (d_in, d_sae), path).T,
-        decoder=tensors["W_dec"],
-        bias=take(tensors, "b_enc", (d_sae,), path),
-        pre_bias=None,
-        b_dec=b_dec,
-        encoder_scale=ones,
-        decoder_scale=ones,
-        input_scale=1.0,
-    )
-    activation = jump_relu(take(tensors, "threshold", (d_sae,), path))
+    expect_only(tensors, _TENSORS, "a Gemma Scope SAE", path)
+    d_sae, d_in = matrix_shape(tensors, "W_dec", path)
     hook, refusal = _place(folder)
-    sae = Sae("jumprelu", d_in, d_sae, hook, path, stored, activation, refusal=refusal)
+    sae = Sae(
+        architecture="jumprelu",
+        d_in=d_in,
+        d_sae=d_sae,
+        hook=hook,
+        path=path,
+        stored=stored(
+            take(tensors, "W_enc", (d_in, d_sae), path).T,
+            tensors["W_dec"],
+            take(tensors, "b_enc", (d_sae,), path),
+            take(tensors, "b_dec", (d_in,), path),
+            subtracts_b_dec=False,
+        ),
+        activation=jump_relu(take(tensors, "threshold", (d_sae,), path)),
+        refusal=refusal,
+    )
     return checked(sae, folder, tensors)
 
 

@@ -17,7 +17,7 @@ from steerserve.errors import CheckpointError
 from steerserve.sae.files import inside, map_safetensors, read_json, take
 from steerserve.sae.sae import Activation, Sae, Stored
 
-from .common import checked, constant, jump_relu, rectifier
+from .common import checked, constant, expect_only, gated, jump_relu, rectifier, row_norms
 from .saelens_config import Config, read_config
 
 __all__ = ["CONFIG", "WEIGHTS", "open_saelens"]
@@ -26,7 +26,6 @@ CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
 SCALER = "activation_scaler.json"
 
-_CHUNK = 4096
 _COMMON = {"W_dec", "W_enc", "b_dec"}
 # Written by SAELens < 6: a factor per feature that its finetuning put between activation and decoder.
 _FINETUNING = {"finetuning_scaling_factor", "scaling_factor"}
@@ -56,9 +55,8 @@ def open_saelens(folder: Path) -> Sae:
     tensors, _ = map_safetensors(path)
     file = _File(path, tensors, config)
     build, names = _ARCHITECTURES[config.architecture]
-    for name in sorted(set(tensors) - _COMMON - names - _FINETUNING):
-        message = f"expected no such tensor in an SAE of architecture {config.architecture}"
-        raise CheckpointError(message, path=path, tensor=name)
+    what = f"an SAE of architecture {config.architecture}"
+    expect_only(tensors, _COMMON | names | _FINETUNING, what, path)
     bias, activation = build(file)
     scale, refusal = _input_scale(folder, file)
     sae = Sae(
@@ -85,7 +83,7 @@ def _stored(file: _File, bias: Tensor, input_scale: float) -> Stored:
     encoder_scale, decoder_scale = constant(1.0, config.d_sae), _finetuning_factor(file)
     if config.rescale_acts_by_decoder_norm:
         # Only top-k SAEs are ever rescaled: selection on pre·‖d‖, then decoding by d/‖d‖.
-        encoder_scale = _row_norms(decoder)
+        encoder_scale = row_norms(decoder).clamp(min=1e-8)
         decoder_scale = decoder_scale / encoder_scale
     return Stored(
         encoder=encoder,
@@ -97,12 +95,6 @@ def _stored(file: _File, bias: Tensor, input_scale: float) -> Stored:
         decoder_scale=decoder_scale,
         input_scale=input_scale,
     )
-
-
-def _row_norms(matrix: Tensor) -> Tensor:
-    """[F] float32, in chunks so that the mapped matrix is never copied whole."""
-    parts = torch.split(matrix, _CHUNK)
-    return torch.cat([part.float().norm(dim=-1) for part in parts]).clamp(min=1e-8)
 
 
 def _finetuning_factor(file: _File) -> Tensor:
@@ -155,10 +147,8 @@ def _jumprelu(file: _File) -> tuple[Tensor, Activation]:
 
 
 def _gated(file: _File) -> tuple[Tensor, Activation]:
-    # One product serves both paths: magnitude = s·(z − b_gate) + b_mag with z the gate's pre-activation.
-    gate, scale = file.vector("b_gate").float(), file.vector("r_mag").float().exp()
-    zero = constant(0.0, file.config.d_sae)
-    return gate, Activation(zero, scale, file.vector("b_mag").float() - scale * gate, zero)
+    gate = file.vector("b_gate").float()
+    return gate, gated(gate, file.vector("r_mag"), file.vector("b_mag"))
 
 
 _Build = Callable[[_File], tuple[Tensor, Activation]]

@@ -9,14 +9,16 @@ from typing import Any
 
 from steerserve.errors import CheckpointError
 from steerserve.sae.files import read_json
-from steerserve.sae.hook import Hook, parse_hook
+from steerserve.sae.hook import Hook
 from steerserve.sae.normalisation import Normalisation
+
+from .common import TOP_K, stream
+from .fields import Fields
 
 __all__ = ["Config", "read_config"]
 
 _SERVED = ("gated", "jumprelu", "standard", "topk")
 _EXPORTED_AS_JUMPRELU = ("batchtopk", "matryoshka_batchtopk")
-_TOP_K = "its exact top-k compares all features of a token"
 _PER_TOKEN: tuple[Normalisation, ...] = ("constant_norm_rescale", "layer_norm")
 _NORMALISATIONS = ("none", "expected_average_only_in", "covariance_whitening", *_PER_TOKEN)
 
@@ -58,8 +60,8 @@ def read_config(path: Path) -> Config:
     metadata = raw.get("metadata", {})
     if not isinstance(metadata, dict):
         raise CheckpointError("expected `metadata` to be an object", path=path)
-    fields = _Fields(path, raw if _is_modern(raw, metadata) else _modernised(raw, path))
-    names = _Fields(path, {**raw, **metadata})
+    fields = Fields(path, raw if _is_modern(raw, metadata) else _modernised(raw, path))
+    names = Fields(path, {**raw, **metadata})
     architecture = fields.one_of("architecture", _SERVED)
     trained = metadata.get("training_architecture")
     hook, hook_refusal = _hook(names)
@@ -103,17 +105,16 @@ def _modernised(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     return new
 
 
-def _hook(names: _Fields) -> tuple[Hook | None, str | None]:
+def _hook(names: Fields) -> tuple[Hook | None, str | None]:
     keys = ("hook_name", "hook_point", "hf_hook_name")
     name = next((names.values[key] for key in keys if names.values.get(key)), None)
     if name is None:
         return None, None
     layer = names.values.get("hook_layer", names.values.get("hook_point_layer"))
-    hook = parse_hook(str(name).replace("{layer}", str(layer)))
-    return hook, None if hook else f"it reads `{name}`, not the residual stream: not served"
+    return stream(str(name).replace("{layer}", str(layer)))
 
 
-def _refusal(fields: _Fields) -> str | None:
+def _refusal(fields: Fields) -> str | None:
     values = fields.values
     if values.get("reshape_activations", "none") != "none" or values.get("hook_head_index") is not None:
         return "it reads attention heads, not the residual stream: not served"
@@ -122,43 +123,16 @@ def _refusal(fields: _Fields) -> str | None:
     return None
 
 
-def _needs_resident(fields: _Fields, architecture: str) -> str | None:
+def _needs_resident(fields: Fields, architecture: str) -> str | None:
     normalisation = fields.values.get("normalize_activations")
-    reasons = [_TOP_K] if architecture == "topk" else []
+    reasons = [TOP_K] if architecture == "topk" else []
     if normalisation in _PER_TOKEN:
         reasons.append(f"its normalize_activations {normalisation} depends on each token and does not fold")
     return ", and ".join(reasons) or None
 
 
-def _top_k(fields: _Fields) -> int:
+def _top_k(fields: Fields) -> int:
     k = fields.positive("k")
     if k > fields.positive("d_sae"):
         raise CheckpointError(f"expected `k` <= d_sae, got {k}", path=fields.path)
     return k
-
-
-@dataclass(frozen=True)
-class _Fields:
-    """Values of one JSON object, taken with their kind checked."""
-
-    path: Path
-    values: Mapping[str, Any]
-
-    def positive(self, key: str) -> int:
-        value = self.values.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise CheckpointError(f"expected a positive integer as `{key}`, got {value!r}", path=self.path)
-        return value
-
-    def flag(self, key: str, *, default: bool) -> bool:
-        value = self.values.get(key, default)
-        if not isinstance(value, bool):
-            raise CheckpointError(f"expected true or false as `{key}`, got {value!r}", path=self.path)
-        return value
-
-    def one_of(self, key: str, choices: tuple[str, ...], *, default: str | None = None) -> str:
-        value = self.values.get(key, default)
-        if value not in choices:
-            message = f"expected `{key}` to be one of {', '.join(choices)}, got {value!r}"
-            raise CheckpointError(message, path=self.path)
-        return str(value)

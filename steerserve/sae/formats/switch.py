@@ -13,32 +13,26 @@ same numbers whatever the router's confidence, and p_i is the token's gain (`Enc
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from steerserve.errors import CheckpointError
-from steerserve.sae.files import inside, read_json, take
+from steerserve.sae.files import take
 from steerserve.sae.hook import Hook
 from steerserve.sae.router import Router
-from steerserve.sae.sae import Sae, Stored
-from steerserve.sae.torch_file import map_torch
+from steerserve.sae.sae import Sae
+from steerserve.sae.torch_file import TorchFile
 
-from .common import checked, rectifier
+from .common import checked, constant, expect_only, matrix_shape, rectifier, stored
+from .trainer_config import CONFIG, read_trainer, trained_at
 
-__all__ = ["CONFIG", "WEIGHTS", "is_switch", "open_switch"]
-
-CONFIG = "config.json"
-WEIGHTS = "ae.pt"
+__all__ = ["is_switch", "open_switch"]
 
 _TENSORS = {"b_dec", "b_router", "decoder", "encoder.weight", "router.weight"}
 _NEEDS_RESIDENT = "its router chooses an expert for each token, whose exact top-k compares all its features"
-_STREAM = re.compile(r"(resid_pre|resid_post)(?:_layer_\d+)?")
 
 
 @dataclass(frozen=True)
@@ -52,28 +46,20 @@ class _Config:
     refusal: str | None
 
 
-def is_switch(folder: Path) -> bool:
-    """Whether the folder's `ae.pt` holds a router.
-
-    Raises: CheckpointError if there is such a file and it is damaged or untrusted.
-    """
-    return (folder / WEIGHTS).exists() and "router.weight" in map_torch(inside(folder, WEIGHTS))
+def is_switch(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether these are the tensors of such a file: a router is among them."""
+    return "router.weight" in tensors
 
 
-def open_switch(folder: Path) -> Sae:
+def open_switch(file: TorchFile) -> Sae:
     """Open one Switch SAE.
 
-    Args: folder: an existing folder, with symlinks resolved.
     Raises: CheckpointError if a file is damaged, or tensors and config contradict each other.
     """
-    path = inside(folder, WEIGHTS)
-    tensors = map_torch(path)
-    for name in sorted(set(tensors) - _TENSORS):
-        raise CheckpointError("expected no such tensor in a Switch SAE", path=path, tensor=name)
-    if "decoder" not in tensors or tensors["decoder"].ndim != 2:
-        raise CheckpointError("expected a matrix [d_sae, d_in]", path=path, tensor="decoder")
-    d_sae, d_in = tensors["decoder"].shape
-    config = _read_config(inside(folder, CONFIG), d_sae, d_in)
+    path, tensors = file.path, file.tensors
+    expect_only(tensors, _TENSORS, "a Switch SAE", path)
+    d_sae, d_in = matrix_shape(tensors, "decoder", path)
+    config = _read_config(path, d_sae, d_in)
     router = Router(
         take(tensors, "router.weight", (config.experts, d_in), path).float(),
         take(tensors, "b_router", (d_in,), path).float(),
@@ -85,64 +71,31 @@ def open_switch(folder: Path) -> Sae:
         d_sae=d_sae,
         hook=config.hook,
         path=path,
-        stored=_stored(tensors, d_sae, d_in, path),
+        stored=stored(
+            take(tensors, "encoder.weight", (d_sae, d_in), path),
+            tensors["decoder"],
+            constant(0.0, d_sae),
+            take(tensors, "b_dec", (d_in,), path),
+            subtracts_b_dec=True,
+        ),
         activation=rectifier(d_sae),
         refusal=config.refusal,
         needs_resident=_NEEDS_RESIDENT,
         top_k=config.k,
         router=router,
     )
-    return checked(sae, folder, tensors)
-
-
-def _stored(tensors: Mapping[str, Tensor], d_sae: int, d_in: int, path: Path) -> Stored:
-    b_dec = take(tensors, "b_dec", (d_in,), path).float()
-    ones = torch.ones(d_sae)
-    return Stored(
-        encoder=take(tensors, "encoder.weight", (d_sae, d_in), path),
-        decoder=tensors["decoder"],
-        bias=torch.zeros(d_sae),
-        pre_bias=b_dec,
-        b_dec=b_dec,
-        encoder_scale=ones,
-        decoder_scale=ones,
-        input_scale=1.0,
-    )
+    return checked(sae, path.parent, tensors)
 
 
 def _read_config(path: Path, d_sae: int, d_in: int) -> _Config:
-    raw = read_json(path)
-    values = raw.get("trainer", raw)
-    if not isinstance(values, dict):
-        raise CheckpointError("expected `trainer` to be an object", path=path)
-    for key, size in (("dict_size", d_sae), ("activation_dim", d_in)):
-        if values.get(key, size) != size:
-            message = f"expected `{key}` {size} as in `{WEIGHTS}`, got {values[key]!r}"
-            raise CheckpointError(message, path=path)
-    k, experts = _whole(values, "k", path), _whole(values, "experts", path)
-    if not (1 <= k <= d_sae and experts >= 1 and d_sae % experts == 0):
+    fields = read_trainer(path.parent)
+    if fields is None:
+        message = f"expected `{CONFIG}` beside it, which says `k` and `experts`"
+        raise CheckpointError(message, path=path)
+    fields.equal("dict_size", d_sae, path.name)
+    fields.equal("activation_dim", d_in, path.name)
+    k, experts = fields.positive("k"), fields.positive("experts")
+    if k > d_sae or d_sae % experts != 0:
         message = f"expected `experts` to divide, and `k` not to exceed, {d_sae} features"
-        raise CheckpointError(f"{message}, got {experts} and {k}", path=path)
-    heaviside = values.get("heaviside", False)
-    if not isinstance(heaviside, bool):
-        raise CheckpointError(f"expected true or false as `heaviside`, got {heaviside!r}", path=path)
-    return _Config(k, experts, heaviside, *_hook(values, path))
-
-
-def _hook(values: Mapping[str, Any], path: Path) -> tuple[Hook | None, str | None]:
-    """The trainer reads what decoder layer `layer` puts out, unless `submodule_name` says otherwise."""
-    name = values.get("submodule_name") or "resid_post"
-    match = _STREAM.fullmatch(str(name))
-    if match is None:
-        return None, f"it reads `{name}`, not the residual stream: not served"
-    if values.get("layer") is None:
-        return None, None
-    layer = _whole(values, "layer", path)
-    return Hook(layer, "resid_pre" if match[1] == "resid_pre" else "resid_post"), None
-
-
-def _whole(values: Mapping[str, Any], key: str, path: Path) -> int:
-    value = values.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise CheckpointError(f"expected a whole number as `{key}`, got {value!r}", path=path)
-    return value
+        raise CheckpointError(f"{message}, got {experts} and {k}", path=fields.path)
+    return _Config(k, experts, fields.flag("heaviside", default=False), *trained_at(fields))

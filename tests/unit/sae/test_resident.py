@@ -197,9 +197,9 @@ def test_what_it_costs_is_known(tmp_path: Path) -> None:
 def test_an_sae_copied_in_small_pieces_is_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: Tensor
 ) -> None:
-    monkeypatch.setattr("steerserve.sae.resident._COPIED_AT_ONCE", 5 * D_SAE)
+    monkeypatch.setattr("steerserve.sae.encoders.base._COPIED_AT_ONCE", 5 * D_SAE)
     theirs, ours = _pair(tmp_path, "topk, rescaled", 0)
-    assert not ours.encoder.is_contiguous()
+    assert not ours.encoder.weight.is_contiguous()
     encoded = ours.encode(stream)
     f = theirs.encode(stream).detach()
     torch.testing.assert_close(encoded.f, f, atol=1e-5, rtol=1e-5)

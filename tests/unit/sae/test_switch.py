@@ -86,7 +86,7 @@ def test_only_the_chosen_expert_is_weighed(tmp_path: Path) -> None:
 def test_an_expert_smaller_than_k_keeps_all_its_features(tmp_path: Path, stream: Tensor) -> None:
     ours = Resident.of(open_sae(_make(tmp_path, k=SIZE + 9)))
     f = ours.encode(stream).f
-    dense = torch.relu((stream - ours.b_dec) @ ours.encoder.T)
+    dense = torch.relu((stream - ours.b_dec) @ ours.encoder.linear.weight.T)
     expert = torch.nonzero(f.reshape(-1, EXPERTS, SIZE).any(dim=2))[:, 1]
     rows = torch.arange(len(stream))
     chosen = dense.reshape(-1, EXPERTS, SIZE)[rows, expert]

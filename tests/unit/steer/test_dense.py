@@ -17,7 +17,8 @@ from steerserve.steer.buffers import PointBuffers
 from steerserve.steer.dense import steer_dense
 from steerserve.steer.reference import steer_reference
 from tests.support.models import D_MODEL
-from tests.support.saes import D_SAE, load_sae, make_sae, make_switch
+from tests.support.plain import PLAIN
+from tests.support.saes import D_SAE, load_sae, make_sae, make_switch, make_trained
 
 INF = float("inf")
 SLOTS, K = 6, 7
@@ -28,6 +29,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "standard, layer_norm": {"normalize_activations": "layer_norm"},
     "jumprelu, constant_norm_rescale": {"normalize_activations": "constant_norm_rescale"},
     "jumprelu": {},
+    "kron": {},
+    "switch": {},
+    "vaease": {},
 }
 
 
@@ -174,6 +178,8 @@ def _steer(case: Case, buffers: PointBuffers, residents: Sequence[Resident | Non
 
 
 def _make(folder: Path, kind: str, seed: int) -> Path:
+    if kind in PLAIN:
+        return make_trained(folder / kind, kind, 2, seed=seed)
     return make_sae(folder / kind, kind.split(",")[0], 2, seed=seed, **KINDS[kind])
 
 

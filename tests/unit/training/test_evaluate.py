@@ -12,11 +12,9 @@ class Halves:
 
     d_in, d_sae = 2, 2
 
-    def encode(self, x: Tensor) -> Tensor:
-        return torch.stack([x[:, 0].relu(), torch.zeros(len(x))], dim=1)
-
-    def decode(self, f: Tensor) -> Tensor:
-        return torch.stack([f[:, 0], torch.zeros(len(f))], dim=1)
+    def autoencode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        nothing = torch.zeros(len(x))
+        return torch.stack([x[:, 0].relu(), nothing], 1), torch.stack([x[:, 0].relu(), nothing], 1)
 
 
 def test_metrics_follow_their_formulas() -> None:
@@ -35,6 +33,20 @@ def test_a_large_mean_does_not_hide_in_the_explained_variance() -> None:
     x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0)) + 100
     found = evaluate(Halves(), [x])
     assert found.explained_variance < 0 < found.r2
+
+
+class Signed(Halves):
+    """Its second feature is negative wherever it fires, as one of VAEase may be."""
+
+    def autoencode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        f = torch.stack([x[:, 0], x[:, 1].clamp(max=0)], 1)
+        return f, f
+
+
+def test_a_negative_activation_is_one() -> None:
+    found = evaluate(Signed(), [torch.tensor([[1.0, -3.0], [2.0, 1.0], [-4.0, -2.0]])])
+    assert found.firing_rate.tolist() == pytest.approx([1.0, 2 / 3])
+    assert found.max_activation.tolist() == [2.0, 0.0]
 
 
 def test_no_rows_are_refused() -> None:

@@ -51,11 +51,83 @@ def test_a_harvest_cut_short_leaves_a_readable_prefix(tmp_path: Path) -> None:
     whole = _rows(35)
     writer = _writer(tmp_path)
     writer.append(*whole)
-    (tmp_path / ".shard-00003.safetensors.7").write_bytes(b"half of a shard")
-    del writer
+    writer.abandon()
+    (tmp_path / ".shard-00003.safetensors.part").write_bytes(b"half of a shard")
     reader = ShardReader(tmp_path)
     assert (len(reader), reader.complete) == (30, False)
     assert torch.equal(reader[:].activations, whole[0][:30])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("count", [1, 9, 10])
+def test_a_shard_is_what_safetensors_itself_reads(dtype: str, count: int, tmp_path: Path) -> None:
+    whole = _rows(count)
+    # An odd width: what lies behind it begins at an odd multiple of two bytes.
+    activations = whole[0][:, :5]
+    with ShardWriter(tmp_path, 5, HOOK, "demo", dtype=dtype, rows_per_shard=10) as writer:  # type: ignore[arg-type]
+        writer.append(activations, *whole[1:])
+    found = load_file(tmp_path / "shard-00000.safetensors")
+    assert torch.equal(found["activations"], activations.to(getattr(torch, dtype)))
+    for name, column in zip(("tokens", "sequence", "position"), whole[1:], strict=True):
+        assert torch.equal(found[name], column)
+    assert torch.equal(ShardReader(tmp_path)[:].position, whole[3])
+
+
+@pytest.mark.parametrize("stored", [0, 1, 3])
+def test_a_harvest_cut_short_goes_on_behind_its_whole_shards(stored: int, tmp_path: Path) -> None:
+    whole = _rows(35)
+    writer = _writer(tmp_path)
+    writer.append(*(column[: 10 * stored + 4] for column in whole))
+    writer.abandon()
+    with _writer(tmp_path, resume=True) as writer:
+        assert len(writer) == 10 * stored
+        assert writer.stored(0, *whole[1:]) == 10 * stored
+        assert writer.stored(7, *(column[7:] for column in whole[1:])) == max(0, 10 * stored - 7)
+        assert writer.stored(30, *(column[30:] for column in whole[1:])) == 0
+        writer.append(*(column[10 * stored :] for column in whole))
+    reader = ShardReader(tmp_path)
+    assert (len(reader), reader.complete) == (35, True)
+    assert all(torch.equal(found, wanted) for found, wanted in zip(reader[:], whole, strict=True))
+
+
+@pytest.mark.parametrize("column", [0, 1, 2])
+def test_a_harvest_of_other_texts_is_not_continued(column: int, tmp_path: Path) -> None:
+    whole = _rows(25)
+    writer = _writer(tmp_path)
+    writer.append(*whole)
+    writer.abandon()
+    labels = [labels.clone() for labels in whole[1:]]
+    labels[column][13] += 1
+    with pytest.raises(ConfigError, match="rows 10 to 20 hold other tokens"):
+        _writer(tmp_path, resume=True).stored(0, *labels)
+
+
+@pytest.mark.parametrize("change", [{"dtype": "bfloat16"}, {"model": "other"}, {"hook": "resid_post.2"}])
+def test_a_harvest_of_another_place_is_not_continued(change: dict[str, Any], tmp_path: Path) -> None:
+    with _writer(tmp_path) as writer:
+        writer.append(*_rows(12))
+    given = {"d_in": D, "hook": HOOK, "model": "demo", "dtype": "float32", **change}
+    with pytest.raises(ConfigError, match="to hold a harvest of"):
+        ShardWriter(tmp_path, resume=True, **given)
+
+
+def test_only_one_writer_writes_to_a_folder(tmp_path: Path) -> None:
+    with _writer(tmp_path), pytest.raises(ConfigError, match="no other harvest"):
+        _writer(tmp_path)
+    _writer(tmp_path)
+
+
+def test_a_full_disk_is_said_and_whole_shards_stay(tmp_path: Path) -> None:
+    # The device on which every write finds no space.
+    (tmp_path / ".shard-00002.safetensors.part").symlink_to("/dev/full")
+    writer = _writer(tmp_path)
+    with pytest.raises(CheckpointError, match="No space left on device; the 20 of whole shards stay"):
+        writer.append(*_rows(35))
+    assert len(ShardReader(tmp_path)) == 20
+    whole = _rows(35)
+    with _writer(tmp_path, resume=True) as writer:
+        writer.append(*(column[20:] for column in whole))
+    assert len(ShardReader(tmp_path)) == 35
 
 
 def test_a_failing_harvest_is_not_marked_complete(tmp_path: Path) -> None:

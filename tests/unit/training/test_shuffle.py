@@ -65,3 +65,14 @@ def test_no_read_is_larger_than_a_block() -> None:
     source = Numbered()
     list(shuffled_batches(source, 101, 10, seed=0, epochs=1))
     assert source.largest == 8
+
+
+@pytest.mark.parametrize(("d_in", "rows"), [(64, 2048), (256, 2048), (1024, 512), (4096, 128), (65_536, 64)])
+def test_a_window_holds_many_blocks_even_where_rows_are_long(
+    d_in: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    source = Numbered()
+    source.d_in = d_in
+    next(shuffled_batches(source, 5000, 10, seed=0, epochs=1))
+    assert source.largest == rows

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from steerserve.errors import ConfigError
-from steerserve.training.batchtopk import Parameters
+from steerserve.sae.architectures import ARCHITECTURES
 from steerserve.training.initial import geometric_median, input_scale
 from steerserve.training.settings import TrainSettings, parse_settings
-from steerserve.training.trainer import Progress, Trained, train
+from steerserve.training.trainer import Progress, Trained, train, train_several
 
 from .conftest import Harvest
 
@@ -33,34 +33,43 @@ def settings(**changes: object) -> TrainSettings:
     return parse_settings({**small, "tokens": 200_000, **changes})
 
 
+def of(name: str, **changes: object) -> TrainSettings:
+    """The small settings of another architecture."""
+    small = settings(**changes).flat()
+    kind = ARCHITECTURES[name].Options.model_fields
+    shared = {key: value for key, value in small.items() if key in kind or key in TrainSettings.model_fields}
+    return parse_settings({**shared, "architecture": name})
+
+
 def test_a_planted_dictionary_is_recovered(harvest: Harvest) -> None:
     x, directions = planted(21_000)
     trained = train(harvest(x), settings())
-    cosines = directions @ trained.parameters.decoder.T
+    cosines = directions @ trained.sae.parameters["decoder"].T
     assert cosines.amax(dim=1).mean() > 0.95
     assert cosines.amax(dim=0).median() > 0.95
 
 
 def test_the_decoder_stays_on_the_unit_sphere_and_the_threshold_is_learned(harvest: Harvest) -> None:
     trained = train(harvest(planted(5000)[0]), settings(tokens=20_000))
-    norms = trained.parameters.decoder.norm(dim=-1)
+    norms = trained.sae.parameters["decoder"].norm(dim=-1)
     torch.testing.assert_close(norms, torch.ones(FEATURES))
-    assert trained.threshold > 0
+    assert trained.sae.buffers["threshold"] > 0
 
 
 def _same(one: Trained, other: Trained) -> bool:
-    pairs = zip(one.parameters.named().values(), other.parameters.named().values(), strict=True)
-    return (one.threshold, one.scale) == (other.threshold, other.scale) and all(
-        torch.equal(a, b) for a, b in pairs
-    )
+    mine, theirs = ({**t.sae.parameters, **t.sae.buffers} for t in (one, other))
+    same = all(torch.equal(mine[name], theirs[name]) for name in mine | theirs)
+    return one.scale == other.scale and same
 
 
 class _KilledError(Exception):
     pass
 
 
-def test_a_killed_run_ends_as_it_would_have(harvest: Harvest, tmp_path: Path) -> None:
-    reader, wanted = harvest(planted(5000)[0]), settings(tokens=30_000, checkpoint_every=7, dead_after=1000)
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_an_interrupted_run_ends_as_it_would_have(name: str, harvest: Harvest, tmp_path: Path) -> None:
+    reader = harvest(planted(5000)[0])
+    wanted = of(name, tokens=30_000, checkpoint_every=7, dead_after=1000)
     whole = train(reader, wanted)
     checkpoint = tmp_path / "run.safetensors"
     for moment in (20, 40):
@@ -136,6 +145,26 @@ def test_the_scale_makes_the_mean_square_distance_one() -> None:
     assert float(((x - x.mean(0)) * scale).square().sum(-1).mean()) == pytest.approx(1, rel=1e-4)
 
 
-def test_parameters_are_named_in_a_fixed_order() -> None:
-    named = Parameters(*(torch.zeros(1) for _ in range(4))).named()
-    assert list(named) == sorted(named)
+def test_saes_of_one_stream_are_what_each_would_be_alone(harvest: Harvest) -> None:
+    reader = harvest(planted(5000)[0])
+    wanted = [of("topk", tokens=10_000), of("jumprelu", tokens=10_000, seed=0)]
+    seen: list[int] = []
+    together = train_several(reader, wanted, report=lambda number, _: seen.append(number))
+    assert all(_same(a, train(reader, b)) for a, b in zip(together, wanted, strict=True))
+    assert seen == [0, 1] * 2
+
+
+def test_saes_of_one_stream_must_agree_about_the_data(harvest: Harvest) -> None:
+    wanted = [settings(), settings(batch_size=250)]
+    with pytest.raises(ConfigError, match="one `batch_size`"):
+        train_several(harvest(planted(5000)[0]), wanted)
+
+
+def test_an_option_of_another_architecture_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="no `k` for architecture standard"):
+        parse_settings({"architecture": "standard", "k": 3})
+
+
+def test_an_unknown_architecture_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match="batchtopk, gated"):
+        parse_settings({"architecture": "crosscoder"})

@@ -1,0 +1,68 @@
+"""The engine side of `steerserve harvest`: vLLM's engine arguments are accepted as they are."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from steerserve.config import HarvestConfig
+from steerserve.errors import ConfigError, SteerserveError
+from steerserve.training.corpus import open_corpus
+
+from .harvest import harvest
+
+__all__ = ["main"]
+
+_OWN = ("model_path", "corpus", "out", "layer", "hook", "field", "rows_per_shard", "model")
+
+
+def main() -> None:
+    """Harvest what the command line names; a mistake of the user's is one line on stderr and exit code 2."""
+    try:
+        _run(*_parse())
+    except SteerserveError as error:
+        Console(stderr=True, soft_wrap=True).print(
+            f"steerserve: {error}", style="red", highlight=False, markup=False
+        )
+        sys.exit(2)
+
+
+def _parse() -> tuple[argparse.Namespace, dict[str, Any]]:
+    """Our arguments, and those for the engine that differ from vLLM's defaults."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = FlexibleArgumentParser(description="Harvest activations through vLLM.")
+    parser.add_argument("model_path")
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--layer", type=int, action="append", required=True)
+    parser.add_argument("--hook", choices=["resid_post", "resid_pre"], default="resid_post")
+    parser.add_argument("--field", default="text")
+    parser.add_argument("--rows-per-shard", type=int, default=65_536)
+    EngineArgs.add_cli_args(parser)
+    defaults = {action.dest: action.default for action in parser._actions}
+    given: argparse.Namespace = parser.parse_args()
+    return given, {k: v for k, v in vars(given).items() if k not in _OWN and v != defaults.get(k)}
+
+
+def _run(given: argparse.Namespace, engine: dict[str, Any]) -> None:
+    layers = given.layer[0] if len(given.layer) == 1 else tuple(given.layer)
+    try:
+        config = HarvestConfig(layer=layers, hook=given.hook, out=given.out.absolute())
+    except ValidationError as error:
+        raise ConfigError(f"{error.errors(include_url=False)[0]['msg']} - at --layer") from None
+    corpus = open_corpus(given.corpus, given.field)
+    rows = given.rows_per_shard
+    written = harvest(given.model_path, corpus, config, rows_per_shard=rows, resume=True, **engine)
+    where = ", ".join(str(folder) for folder in config.folders.values())
+    print(f"{where}: {written:,} activations of {given.corpus}")
+
+
+if __name__ == "__main__":
+    main()

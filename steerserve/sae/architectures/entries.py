@@ -1,0 +1,174 @@
+"""The kept entries of a [B, F] matrix of activations, and the products a training step needs of them.
+
+A step is written once on `Entries`. Where few entries are kept they are a list, and every product costs
+O(n·d); where many are, they are the matrix with zeros, and the products are dense.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+__all__ = ["DenseEntries", "Entries", "SparseEntries"]
+
+with warnings.catch_warnings():
+    # torch says once per process that CSR is in beta; said here, it is said to nobody.
+    warnings.simplefilter("ignore")
+    torch.sparse_csr_tensor(
+        torch.tensor([0, 0]), torch.tensor([], dtype=torch.long), torch.tensor([]), (1, 1)
+    )
+
+
+class Entries(ABC):
+    """Places in a [B, F] matrix. Numbers at those places are `values`: [n], or [B, F] and 0 elsewhere."""
+
+    @abstractmethod
+    def at(self, per_feature: Tensor) -> Tensor:
+        """The number of each entry's feature, in the form of values. Args: per_feature: [F]."""
+
+    @abstractmethod
+    def decode(self, values: Tensor, decoder: Tensor) -> Tensor:
+        """values @ decoder. Args: decoder: [F, d]. Returns: [B, d]."""
+
+    @abstractmethod
+    def correlate(self, toward: Tensor, decoder: Tensor) -> Tensor:
+        """toward @ decoderᵀ at the kept places: values, a buffer that the next call overwrites.
+
+        Args: toward: [B, d]. decoder: [F, d].
+        """
+
+    @abstractmethod
+    def weigh(self, values: Tensor, inputs: Tensor) -> Tensor:
+        """valuesᵀ @ inputs. Args: inputs: [B, d]. Returns: [F, d]."""
+
+    @abstractmethod
+    def sums(self, values: Tensor) -> Tensor:
+        """The sum of each feature's values, [F]."""
+
+    @abstractmethod
+    def mask(self, values: Tensor) -> Tensor:
+        """`values` with zeros where no entry is kept, in place; as they are, where they are a list."""
+
+    @abstractmethod
+    def count(self, which: Tensor) -> Tensor:
+        """How often each feature is among the places where `which` holds, [F]. Args: which: bool values."""
+
+
+@dataclass(frozen=True)
+class SparseEntries(Entries):
+    """A list of n places in row-major order.
+
+    Attributes:
+        starts: [B + 1] int32, where each row begins.
+        features: [n] int32.
+        shape: (B, F).
+    """
+
+    starts: Tensor
+    features: Tensor
+    shape: tuple[int, int]
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """[n] int32."""
+        numbers = torch.arange(self.shape[0], dtype=torch.int32, device=self.starts.device)
+        return numbers.repeat_interleave(self.starts.diff(), output_size=len(self.features))
+
+    def subset(self, which: Tensor) -> SparseEntries:
+        """The places for which `which` [n] bool holds."""
+        before = torch.zeros(len(which) + 1, dtype=torch.int32, device=which.device)
+        torch.cumsum(which, 0, out=before[1:])
+        return SparseEntries(before[self.starts.long()], self.features[which], self.shape)
+
+    def columns(self, start: int, stop: int) -> tuple[Tensor, SparseEntries]:
+        """Which places [n] bool lie in features [start, stop), and those, as a [B, stop − start] matrix."""
+        which = (self.features >= start) & (self.features < stop)
+        part = self.subset(which)
+        return which, SparseEntries(part.starts, part.features - start, (self.shape[0], stop - start))
+
+    def at(self, per_feature: Tensor) -> Tensor:
+        return per_feature.index_select(0, self.features)
+
+    def decode(self, values: Tensor, decoder: Tensor) -> Tensor:
+        return self._matrix(values) @ decoder
+
+    def correlate(self, toward: Tensor, decoder: Tensor) -> Tensor:
+        # The decoder's transpose is a view; beta leaves the values that stand in the matrix out.
+        pattern = self._matrix(torch.zeros(len(self.features), dtype=toward.dtype, device=toward.device))
+        product: Tensor = torch.sparse.sampled_addmm(pattern, toward, decoder.T, beta=0.0)
+        return product.values()
+
+    def weigh(self, values: Tensor, inputs: Tensor) -> Tensor:
+        order, starts, rows = self._by_feature
+        return _csr(starts, rows, values[order], (self.shape[1], self.shape[0])) @ inputs
+
+    def sums(self, values: Tensor) -> Tensor:
+        return values.new_zeros(self.shape[1]).index_add_(0, self.features, values)
+
+    def mask(self, values: Tensor) -> Tensor:
+        return values
+
+    def count(self, which: Tensor) -> Tensor:
+        return torch.bincount(self.features[which], minlength=self.shape[1])
+
+    def _matrix(self, values: Tensor) -> Tensor:
+        return _csr(self.starts, self.features, values, self.shape)
+
+    @cached_property
+    def _by_feature(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The places in column-major order, sorted once for several sets of values: order, starts, rows."""
+        n = len(self.features)
+        starts = torch.zeros(self.shape[1] + 1, dtype=torch.int32, device=self.starts.device)
+        torch.cumsum(torch.bincount(self.features, minlength=self.shape[1]), 0, out=starts[1:])
+        if self.starts.device.type != "cpu":
+            order = torch.sort(self.features, stable=True).indices
+            return order, starts, self.rows[order]
+        from . import loops
+
+        order, rows = torch.empty(n, dtype=torch.int64), torch.empty(n, dtype=torch.int32)
+        places = starts.numpy().copy()
+        loops.transpose(self.starts.numpy(), self.features.numpy(), places, order.numpy(), rows.numpy())
+        return order, starts, rows
+
+
+@dataclass(frozen=True)
+class DenseEntries(Entries):
+    """A mask over the whole matrix.
+
+    Attributes:
+        kept: [B, F] bool.
+        buffer: [B, F], in which `correlate` answers.
+    """
+
+    kept: Tensor
+    buffer: Tensor
+
+    def at(self, per_feature: Tensor) -> Tensor:
+        return per_feature
+
+    def decode(self, values: Tensor, decoder: Tensor) -> Tensor:
+        return values @ decoder
+
+    def correlate(self, toward: Tensor, decoder: Tensor) -> Tensor:
+        return torch.mm(toward, decoder.T, out=self.buffer).mul_(self.kept)
+
+    def weigh(self, values: Tensor, inputs: Tensor) -> Tensor:
+        return values.T @ inputs
+
+    def sums(self, values: Tensor) -> Tensor:
+        return values.sum(0)
+
+    def mask(self, values: Tensor) -> Tensor:
+        return values.mul_(self.kept)
+
+    def count(self, which: Tensor) -> Tensor:
+        return which.sum(0)
+
+
+def _csr(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    return torch.sparse_csr_tensor(starts, columns, values, shape, check_invariants=False)

@@ -1,0 +1,81 @@
+"""The encoder that most architectures share, pre = W_enc(x − b_dec) + b_enc, and the way back through it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .base import Architecture, Moment, Step
+from .entries import Entries
+
+__all__ = ["LinearEncoder", "tied_start"]
+
+
+def tied_start(d_sae: int, b_dec: Tensor, seed: int) -> dict[str, Tensor]:
+    """Random unit decoder rows, with the encoder tied to them at the start and no bias.
+
+    Args: b_dec: [d], in the units of the normalised input.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    decoder = torch.randn(d_sae, b_dec.shape[0], generator=generator)
+    decoder = torch.nn.functional.normalize(decoder, dim=-1)
+    return {
+        "b_dec": b_dec.clone(),
+        "bias": torch.zeros(d_sae),
+        "decoder": decoder,
+        "encoder": decoder.clone(),
+    }
+
+
+class LinearEncoder(Architecture):
+    """An SAE with parameters encoder [F, d], bias [F], decoder [F, d] and b_dec [d], and perhaps others."""
+
+    def pre(self, x: Tensor) -> Tensor:
+        """[B, F] pre-activations, differentiable."""
+        p = self.parameters
+        return (x - p["b_dec"]) @ p["encoder"].T + p["bias"]
+
+    def pre_in_place(self, centred: Tensor) -> Tensor:
+        """The same in a buffer that the next call overwrites. Args: centred: [B, d], x − b_dec."""
+        p, out = self.parameters, self.scratch("pre", centred)
+        if self.precision == torch.float32:
+            return torch.addmm(p["bias"], centred, p["encoder"].T, out=out)
+        product = centred.to(self.precision) @ p["encoder"].T.to(self.precision)
+        return torch.add(product, p["bias"], out=out)
+
+    def send_back(self, entries: Entries, d_pre: Tensor, centred: Tensor, toward: Tensor) -> None:
+        """Set the gradients of encoder, bias and b_dec.
+
+        Args: d_pre: the loss's gradient at the kept pre-activations. toward: [B, d], at the reconstruction.
+        """
+        p = self.parameters
+        p["encoder"].grad = entries.weigh(d_pre, centred)
+        p["bias"].grad = entries.sums(d_pre)
+        p["b_dec"].grad = toward.sum(0)
+
+    def settle_b_dec(self) -> None:
+        """Add to b_dec's gradient its way through the encoder, once the bias's gradient is complete.
+
+        x enters the encoder as x − b_dec: the gradient there is the bias's, sent back through the encoder.
+        """
+        p = self.parameters
+        bias, b_dec = p["bias"].grad, p["b_dec"].grad
+        assert bias is not None
+        assert b_dec is not None
+        b_dec.sub_(bias @ p["encoder"])
+
+    def measured(self, loss: Tensor, squared: Tensor, entries: Entries, active: Tensor) -> Step:
+        """The step's record. Args: active: bool, in the form of values: which entries fire."""
+        counts = entries.count(active)
+        rows = self._scratch["pre"].shape[0]
+        return Step(loss, squared, counts.sum() / rows, counts > 0)
+
+    def reconstruct(self, x: Tensor, entries: Entries, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The error x̂ − x [B, d], and its squared length per token (0-d)."""
+        error = entries.decode(values, self.parameters["decoder"]).add_(self.parameters["b_dec"]).sub_(x)
+        return error, error.square().sum() / len(x)
+
+
+def no_dead(moment: Moment) -> bool:
+    """Whether there is nothing to revive."""
+    return not bool(moment.dead.any())

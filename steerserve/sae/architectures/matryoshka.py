@@ -1,0 +1,76 @@
+"""Matryoshka BatchTopK: every prefix of the dictionary must reconstruct by itself.
+
+    L = Σ_m ‖x − W_dec[:m]ᵀ f[:m] − b_dec‖² + AuxK
+
+Source: Bussmann et al. 2025, arXiv:2503.17547, eq. 5.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from .batchtopk import BatchTopK
+from .entries import Entries, SparseEntries
+from .topk import TopKOptions
+
+__all__ = ["Matryoshka", "MatryoshkaOptions"]
+
+
+class MatryoshkaOptions(TopKOptions):
+    """Settings of a matryoshka SAE."""
+
+    widths: Annotated[
+        list[int] | None,
+        Field(
+            description="matryoshka: sizes of the nested prefixes, ascending, below d_sae; "
+            "d_sae/16, /8, /4 and /2 if not given."
+        ),
+    ] = None
+
+
+class Matryoshka(BatchTopK):
+    """See the module."""
+
+    name: ClassVar[str] = "matryoshka"
+    Options = MatryoshkaOptions
+
+    @property
+    def exported_as(self) -> str:
+        return "matryoshka_batchtopk"
+
+    @property
+    def bounds(self) -> list[int]:
+        """0, the prefixes' sizes, and F."""
+        given = self.options.widths
+        inner = [self.d_sae // part for part in (16, 8, 4, 2)] if given is None else given
+        return sorted({0, *inner, self.d_sae})
+
+    def reconstruction_loss(self, x: Tensor, f: Tensor) -> Tensor:
+        p, loss = self.parameters, torch.zeros(())
+        for m in self.bounds[1:]:
+            loss = loss + (x - f[:, :m] @ p["decoder"][:m] - p["b_dec"]).square().sum() / len(x)
+        return loss
+
+    def pull(self, x: Tensor, centred: Tensor, entries: Entries, f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        assert isinstance(entries, SparseEntries)
+        p, spans = self.parameters, list(pairwise(self.bounds))
+        parts = [entries.columns(start, stop) for start, stop in spans]
+        error, loss, errors = p["b_dec"] - x, torch.zeros((), device=x.device), []
+        for (start, stop), (which, part) in zip(spans, parts, strict=True):
+            error = error + part.decode(f[which], p["decoder"][start:stop])
+            loss = loss + error.square().sum() / len(x)
+            errors.append(error)
+        # A feature is in its own prefix and all wider ones: its gradient comes from their errors' sum.
+        toward, d_pre, d_decoder = torch.zeros_like(x), torch.empty_like(f), torch.empty_like(p["decoder"])
+        for (start, stop), (which, part), missed in reversed(list(zip(spans, parts, errors, strict=True))):
+            toward = toward.add(missed, alpha=2 / len(x))
+            d_pre[which] = part.correlate(toward, p["decoder"][start:stop])
+            d_decoder[start:stop] = part.weigh(f[which], toward)
+        p["decoder"].grad = d_decoder
+        self.send_back(entries, d_pre, centred, toward)
+        return loss, error.square().sum() / len(x), error

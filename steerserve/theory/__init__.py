@@ -1,0 +1,1 @@
+"""Theory on the bench: superposition in toy models, recovery of planted dictionaries, scaling laws."""
