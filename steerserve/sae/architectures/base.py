@@ -7,6 +7,7 @@ is one; `export` folds the scale away.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
@@ -155,6 +156,10 @@ class Architecture(ABC):
                 kept[key] = tensor.to(device)
         self._scratch.clear()
         return self
+
+    def room(self, x: Tensor) -> Callable[[str], Tensor]:
+        """`scratch` for the size of one batch."""
+        return lambda name: self.scratch(name, x)
 
     def scratch(self, name: str, x: Tensor) -> Tensor:
         """A [B, F] float32 buffer that is allocated once: fresh pages would cost as much as a product."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -36,11 +37,19 @@ class Entries(ABC):
         """values @ decoder. Args: decoder: [F, d]. Returns: [B, d]."""
 
     @abstractmethod
-    def correlate(self, toward: Tensor, decoder: Tensor) -> Tensor:
-        """toward @ decoderᵀ at the kept places: values, a buffer that the next call overwrites.
+    def correlate(
+        self, toward: Tensor, decoder: Tensor, plus: Tensor | None = None, into: str = "gradient"
+    ) -> Tensor:
+        """toward @ decoderᵀ + plus at the kept places: values.
 
-        Args: toward: [B, d]. decoder: [F, d].
+        Args:
+            toward: [B, d]. decoder: [F, d]. plus: [F].
+            into: names the buffer that is used where values are a matrix: see `blank`.
         """
+
+    @abstractmethod
+    def blank(self, name: str) -> Tensor:
+        """Room for values, not filled; where they are a matrix, the same room for the same name."""
 
     @abstractmethod
     def weigh(self, values: Tensor, inputs: Tensor) -> Tensor:
@@ -53,6 +62,10 @@ class Entries(ABC):
     @abstractmethod
     def mask(self, values: Tensor) -> Tensor:
         """`values` with zeros where no entry is kept, in place; as they are, where they are a list."""
+
+    @abstractmethod
+    def only(self, values: Tensor, which: Tensor) -> Tensor:
+        """`values` with zeros where `which` does not hold, in place. Args: which: bool values."""
 
     @abstractmethod
     def count(self, which: Tensor) -> Tensor:
@@ -97,11 +110,16 @@ class SparseEntries(Entries):
     def decode(self, values: Tensor, decoder: Tensor) -> Tensor:
         return self._matrix(values) @ decoder
 
-    def correlate(self, toward: Tensor, decoder: Tensor) -> Tensor:
+    def correlate(
+        self, toward: Tensor, decoder: Tensor, plus: Tensor | None = None, into: str = "gradient"
+    ) -> Tensor:
         # The decoder's transpose is a view; beta leaves the values that stand in the matrix out.
         pattern = self._matrix(torch.zeros(len(self.features), dtype=toward.dtype, device=toward.device))
         product: Tensor = torch.sparse.sampled_addmm(pattern, toward, decoder.T, beta=0.0)
-        return product.values()
+        return product.values() if plus is None else product.values().add_(self.at(plus))
+
+    def blank(self, name: str) -> Tensor:
+        return torch.empty(len(self.features), device=self.features.device)
 
     def weigh(self, values: Tensor, inputs: Tensor) -> Tensor:
         order, starts, rows = self._by_feature
@@ -112,6 +130,9 @@ class SparseEntries(Entries):
 
     def mask(self, values: Tensor) -> Tensor:
         return values
+
+    def only(self, values: Tensor, which: Tensor) -> Tensor:
+        return values.mul_(which)
 
     def count(self, which: Tensor) -> Tensor:
         return torch.bincount(self.features[which], minlength=self.shape[1])
@@ -142,11 +163,11 @@ class DenseEntries(Entries):
 
     Attributes:
         kept: [B, F] bool.
-        buffer: [B, F], in which `correlate` answers.
+        room: gives a [B, F] float32 buffer, the same for the same name.
     """
 
     kept: Tensor
-    buffer: Tensor
+    room: Callable[[str], Tensor]
 
     def at(self, per_feature: Tensor) -> Tensor:
         return per_feature
@@ -154,8 +175,16 @@ class DenseEntries(Entries):
     def decode(self, values: Tensor, decoder: Tensor) -> Tensor:
         return values @ decoder
 
-    def correlate(self, toward: Tensor, decoder: Tensor) -> Tensor:
-        return torch.mm(toward, decoder.T, out=self.buffer).mul_(self.kept)
+    def correlate(
+        self, toward: Tensor, decoder: Tensor, plus: Tensor | None = None, into: str = "gradient"
+    ) -> Tensor:
+        out = self.room(into)
+        if plus is None:
+            return self.mask(torch.mm(toward, decoder.T, out=out))
+        return self.mask(torch.addmm(plus, toward, decoder.T, out=out))
+
+    def blank(self, name: str) -> Tensor:
+        return self.room(name)
 
     def weigh(self, values: Tensor, inputs: Tensor) -> Tensor:
         return values.T @ inputs
@@ -164,10 +193,25 @@ class DenseEntries(Entries):
         return values.sum(0)
 
     def mask(self, values: Tensor) -> Tensor:
-        return values.mul_(self.kept)
+        return self.only(values, self.kept)
+
+    def only(self, values: Tensor, which: Tensor) -> Tensor:
+        # torch multiplies floats by bools at an eighth of the speed, and sums bools slower still.
+        if values.device.type != "cpu":
+            return values.mul_(which)
+        from . import loops
+
+        loops.over_rows(loops.only, len(values), values.numel(), values.numpy(), which.numpy())
+        return values
 
     def count(self, which: Tensor) -> Tensor:
-        return which.sum(0)
+        if which.device.type != "cpu":
+            return which.sum(0)
+        from . import loops
+
+        counts = torch.zeros(which.shape[1], dtype=torch.int64)
+        loops.column_counts(which.numpy(), counts.numpy())
+        return counts
 
 
 def _csr(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:

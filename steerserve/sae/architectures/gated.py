@@ -68,21 +68,22 @@ class Gated(LinearEncoder):
     def step(self, x: Tensor, moment: Moment) -> Step:
         p, centred = self.parameters, x - self.parameters["b_dec"]
         pre = self.pre_in_place(centred)
-        entries, gate = above(pre, torch.zeros_like(p["bias"]), self.scratch("gradient", x), DENSITY)
+        entries, gate = above(pre, torch.zeros_like(p["bias"]), self.room(x), DENSITY)
         stretch = entries.at(p["mag_scale"].exp())
-        product = gate - entries.at(p["bias"])
-        f = entries.mask((product * stretch).add_(entries.at(p["mag_bias"])).relu_())
+        product = torch.sub(gate, entries.at(p["bias"]), out=entries.blank("product"))
+        f = torch.mul(product, stretch, out=entries.blank("f")).add_(entries.at(p["mag_bias"]))
+        f = entries.mask(f.relu_())
         on = f > 0
         error, squared = self.reconstruct(x, entries, f)
         frozen, missed = self.reconstruct(x, entries, gate)
         toward, toward_frozen = error * (2 / len(x)), frozen * (2 / len(x))
         p["decoder"].grad = entries.weigh(f, toward)
-        d_magnitude = entries.correlate(toward, p["decoder"]).mul(on)
+        d_magnitude = entries.only(entries.correlate(toward, p["decoder"], into="magnitude"), on)
         p["mag_bias"].grad = entries.sums(d_magnitude)
         d_product = d_magnitude.mul_(stretch)
         p["mag_scale"].grad = entries.sums(product.mul_(d_product))
         rate = self.options.l1 * moment.warmth / len(x)
-        d_gate = entries.mask(entries.correlate(toward_frozen, p["decoder"]).add_(rate))
+        d_gate = entries.correlate(toward_frozen, p["decoder"], plus=torch.full_like(p["bias"], rate))
         self.send_back(entries, d_gate.add_(d_product), centred, toward)
         # The gate alone has the bias; the way back through the encoder is that of both paths.
         both = p["bias"].grad

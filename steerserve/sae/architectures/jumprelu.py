@@ -105,10 +105,10 @@ class JumpRelu(LinearEncoder):
         p, centred = self.parameters, x - self.parameters["b_dec"]
         pre = self.pre_in_place(centred)
         revived = None if no_dead(moment) else self._revival(pre, centred, moment.dead)
-        entries, z = above(pre, p["threshold"] - self.bandwidth / 2, self.scratch("gradient", x), DENSITY)
+        entries, z = above(pre, p["threshold"] - self.bandwidth / 2, self.room(x), DENSITY)
         theta = entries.at(p["threshold"])
         on = z > theta
-        f = entries.mask(z * on)
+        f = entries.mask(entries.only(entries.blank("f").copy_(z), on))
         error, squared = self.reconstruct(x, entries, f)
         toward = error * (2 / len(x))
         p["decoder"].grad = entries.weigh(f, toward)
@@ -118,7 +118,7 @@ class JumpRelu(LinearEncoder):
         near = ((z - theta).abs() < self.bandwidth / 2).to(z.dtype)
         at_theta = entries.mask(near.mul_(d_f * theta + d_step))
         p["threshold"].grad = entries.sums(at_theta).div_(-self.bandwidth)
-        self.send_back(entries, entries.mask(d_f.mul_(on)), centred, toward)
+        self.send_back(entries, entries.mask(entries.only(d_f, on)), centred, toward)
         loss = squared + penalty
         if revived is not None:
             loss = loss + self._add_revival(moment.dead, *revived)

@@ -18,7 +18,7 @@ import torch
 
 from .heap import push, sort
 
-__all__ = ["count", "gather", "over_rows", "row_heaps", "transpose"]
+__all__ = ["column_counts", "count", "gather", "only", "over_rows", "row_heaps", "transpose"]
 
 # Numbers to look at from which a second thread is worth waking.
 _WORTH_SHARING = 2**20
@@ -68,6 +68,24 @@ def gather(
             if line[j] > bound[j]:
                 columns[at], values[at] = j, line[j]
                 at += 1
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False)
+def only(start: int, stop: int, values: Any, which: Any) -> None:  # pragma: no cover - compiled
+    """Zero the rows' values where `which` [B, F] bool does not hold."""
+    for row in range(start, stop):
+        line, holds = values[row], which[row]
+        for j in range(len(line)):
+            line[j] = line[j] if holds[j] else np.float32(0.0)
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False)
+def column_counts(which: Any, counts: Any) -> None:  # pragma: no cover - compiled
+    """Add to `counts` [F] in how many rows `which` [B, F] bool holds."""
+    for row in range(which.shape[0]):
+        holds = which[row]
+        for j in range(len(holds)):
+            counts[j] += holds[j]
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)

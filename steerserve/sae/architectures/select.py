@@ -6,13 +6,14 @@ On the CPU these are compiled loops that read the [B, F] matrix once and write o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .entries import Entries, SparseEntries
+from .entries import DenseEntries, Entries, SparseEntries
 
 __all__ = ["above", "batch_top_k", "row_top_k"]
 
@@ -65,22 +66,22 @@ def batch_top_k(pre: Tensor, count: int) -> tuple[Entries, Tensor]:
     return entries.subset(kept), values[kept]
 
 
-def above(pre: Tensor, bound: Tensor, workspace: Tensor, density: float) -> tuple[Entries, Tensor]:
+def above(
+    pre: Tensor, bound: Tensor, room: Callable[[str], Tensor], density: float
+) -> tuple[Entries, Tensor]:
     """The entries with pre > bound: as a list where few are, as the whole masked matrix where many are.
 
     Args:
         pre: [B, F] float32, contiguous; in the second case overwritten by the returned values.
         bound: [F], of each feature.
-        workspace: [B, F] float32, taken over by the returned entries in the second case.
+        room: gives the returned entries [B, F] float32 buffers by name, in the second case.
         density: the share of kept entries from which the matrix is the faster form.
     Returns: the places, and the pre-activations there: [n], or [B, F] with zeros elsewhere.
     """
-    from .entries import DenseEntries
-
     if _count_above(pre, bound) <= density * pre.numel():
         return _sparse_above(pre, bound)
-    mask = pre > bound
-    return DenseEntries(mask, workspace), pre.mul_(mask)
+    entries = DenseEntries(pre > bound, room)
+    return entries, entries.mask(pre)
 
 
 def _sampled_bound(flat: Tensor, count: int) -> float:

@@ -58,7 +58,7 @@ class Standard(LinearEncoder):
         p, centred = self.parameters, x - self.parameters["b_dec"]
         pre = self.pre_in_place(centred)
         zero = torch.zeros_like(p["bias"])
-        entries, f = above(pre, zero, self.scratch("gradient", x), DENSITY)
+        entries, f = above(pre, zero, self.room(x), DENSITY)
         error, squared = self.reconstruct(x, entries, f)
         toward = error * (2 / len(x))
         norms, rate = p["decoder"].norm(dim=-1), self.options.l1 * moment.warmth / len(x)
@@ -66,8 +66,7 @@ class Standard(LinearEncoder):
         p["decoder"].grad = entries.weigh(f, toward).add_(
             p["decoder"] * (rate * totals / norms.clamp(min=1e-12)).unsqueeze(1)
         )
-        d_pre = entries.correlate(toward, p["decoder"])
-        d_pre = entries.mask(d_pre.add_(entries.at(rate * norms)))
+        d_pre = entries.correlate(toward, p["decoder"], plus=rate * norms)
         self.send_back(entries, d_pre, centred, toward)
         self.settle_b_dec()
         loss = squared + rate * (totals @ norms)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,6 +13,10 @@ from steerserve.sae.architectures.select import above, batch_top_k, row_top_k
 
 def _numbers(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(2))
+
+
+def _rooms(rows: int, width: int) -> Callable[[str], Tensor]:
+    return cache(lambda _: torch.empty(rows, width))
 
 
 def _whole(entries: Entries, values: Tensor, width: int) -> Tensor:
@@ -69,13 +76,18 @@ def test_both_forms_of_entries_answer_alike(density: float, kind: type[Entries])
     pre, bound = _numbers(rows, width), _numbers(width).abs() / 2
     wanted = torch.where(pre > bound, pre, 0.0)
     toward, decoder, inputs = _numbers(rows, d), _numbers(width, d), _numbers(rows, d)
-    entries, values = above(pre, bound, torch.empty(rows, width), density)
+    entries, values = above(pre, bound, _rooms(rows, width), density)
     assert isinstance(entries, kind)
     torch.testing.assert_close(entries.decode(values, decoder), wanted @ decoder)
     torch.testing.assert_close(entries.weigh(values, inputs), wanted.T @ inputs)
     torch.testing.assert_close(entries.sums(values), wanted.sum(0))
     assert torch.equal(entries.count(values > 0), (wanted > 0).sum(0))
-    correlated = entries.mask(entries.correlate(toward, decoder))
+    raised = entries.correlate(toward, decoder, plus=bound, into="other")
+    lifted = (toward @ decoder.T + bound) * (wanted != 0)
+    torch.testing.assert_close(_whole(entries, raised, width), lifted)
+    half = entries.only(raised, raised > 0)
+    torch.testing.assert_close(_whole(entries, half, width), lifted.relu())
+    correlated = entries.correlate(toward, decoder)
     expected = (toward @ decoder.T) * (wanted != 0)
     torch.testing.assert_close(_whole(entries, correlated, width), expected)
     scaled = entries.mask(entries.at(bound) * (values != 0))
@@ -84,7 +96,7 @@ def test_both_forms_of_entries_answer_alike(density: float, kind: type[Entries])
 
 def test_a_range_of_columns_is_a_matrix_of_its_own() -> None:
     pre = _numbers(20, 30)
-    entries, values = above(pre.clone(), torch.zeros(30), torch.empty(20, 30), 1.0)
+    entries, values = above(pre.clone(), torch.zeros(30), _rooms(20, 30), 1.0)
     assert isinstance(entries, SparseEntries)
     which, part = entries.columns(10, 25)
     assert torch.equal(_whole(part, values[which], 15), pre.relu()[:, 10:25])
