@@ -22,6 +22,7 @@ from demo.cards import make_cards
 from demo.corpus.documents import labelled_documents, tokenise
 from demo.evaluate import write_results
 from demo.steer import prepare_environment
+from demo.zoo import LAYERS, build_zoo
 from steerserve.config import HarvestConfig
 from steerserve.training.command import train_folder
 from steerserve.training.settings import parse_settings
@@ -54,9 +55,19 @@ class Places:
         return self.out / "sae"
 
     @property
+    def zoo(self) -> Path:
+        """SAEs of other architectures and layers."""
+        return self.out / "zoo"
+
+    @property
+    def harvest(self) -> HarvestConfig:
+        """The stream of every layer, a folder each."""
+        return HarvestConfig(layer=(LAYER, *LAYERS), out=(self.work / "shards").absolute())
+
+    @property
     def shards(self) -> Path:
-        """The harvested activations."""
-        return self.work / "shards"
+        """The harvested activations of the demo's layer."""
+        return self.harvest.folders[LAYER]
 
 
 def build_model(places: Places, seed: int) -> None:
@@ -72,11 +83,11 @@ def build_harvest(places: Places, seed: int) -> None:
     tokenizer = AutoTokenizer.from_pretrained(places.model)
     documents = labelled_documents(DOCUMENTS_SEED + seed, DOCUMENTS)
     prompts = (tokenise(document, tokenizer)[0] for document in documents)
-    shutil.rmtree(places.shards, ignore_errors=True)
+    shutil.rmtree(places.harvest.out, ignore_errors=True)
     harvest(
         str(places.model),
         prompts,
-        HarvestConfig(layer=LAYER, out=places.shards.absolute()),
+        places.harvest,
         total=DOCUMENTS,
         max_model_len=2048,
         max_num_seqs=64,
@@ -94,6 +105,11 @@ def build_sae(places: Places, seed: int) -> None:
     fresh.rename(places.sae)
 
 
+def build_others(places: Places, seed: int) -> None:
+    """Train the zoo: other architectures, and other layers."""
+    build_zoo(places.harvest.folders, LAYER, places.zoo, places.work / "zoo", seed)
+
+
 def build_cards(places: Places, seed: int) -> None:
     """Find each domain's features and the strengths that work, by measuring."""
     make_cards(places.out, places.shards, DOCUMENTS_SEED + seed, HELD_OUT)
@@ -108,6 +124,7 @@ STAGES: dict[str, Callable[[Places, int], None]] = {
     "model": build_model,
     "harvest": build_harvest,
     "sae": build_sae,
+    "zoo": build_others,
     "cards": build_cards,
     "table": build_table,
 }
