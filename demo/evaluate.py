@@ -110,7 +110,8 @@ def _readme(demo: Path, found: dict[str, Measured], usual: float) -> str:
     assert sae.manifest is not None
     assert sae.hook is not None
     summary = sae.manifest.training
-    size = sum(path.stat().st_size for path in demo.rglob("*") if path.is_file()) / 2**20
+    files = (path for part in ("model", "sae") for path in (demo / part).iterdir())
+    size = sum(path.stat().st_size for path in files) / 2**20
     return TEMPLATE.format(
         size=f"{size:.0f}",
         hook=sae.hook.name,

@@ -45,6 +45,7 @@ def _by_width(
         axis.plot(widths, law.predict(k, widths, most), color=colour, label=f"k = {k:g}")
         axis.plot(widths, law.terms(k, widths, most)[:2].sum(0), ":", color=colour, linewidth=0.9)
     axis.set(xscale="log", yscale="log", xlabel="width", ylabel="unexplained variance")
+    _plain_numbers(axis, sorted({p.width for p in points}))
     axis.set_title(f"{most:,.0f} tokens (dotted: trained for ever)", fontsize=10)
     axis.legend(fontsize=8)
 
@@ -59,8 +60,21 @@ def _by_tokens(axis: Any, points: Sequence[Point], law: Law, colours: dict[float
         axis.plot(*zip(*here, strict=True), "o", color=style)
         axis.plot(tokens, law.predict(k, width, tokens), color=style, label=f"width {width:g}")
     axis.set(xscale="log", yscale="log", xlabel="tokens", ylabel="unexplained variance")
+    _plain_numbers(axis, sorted({p.tokens for p in points}))
     axis.set_title(f"k = {k:g}", fontsize=10)
     axis.legend(fontsize=8)
+
+
+def _plain_numbers(axis: Any, xs: Sequence[float] = ()) -> None:
+    """Numbers as people write them, instead of powers of ten. Args: xs: where x has its ticks."""
+    from matplotlib.ticker import FuncFormatter
+
+    number = FuncFormatter(lambda value, _: f"{value:.2g}")
+    axis.yaxis.set_major_formatter(number)
+    axis.yaxis.set_minor_formatter(number)
+    if xs:
+        axis.set_xticks(xs, [f"{x:,.0f}" for x in xs])
+        axis.set_xticks([], minor=True)
 
 
 def _shades(points: Sequence[Point]) -> Any:
@@ -80,6 +94,7 @@ def _by_cost(
         text = f" F {one.width:,}, {one.tokens / 1e6:.3g}M tokens"
         axis.annotate(text, (one.flops, one.loss), fontsize=7, va="bottom", ha="right")
     axis.set(xscale="log", yscale="log", xlabel="operations of the run", ylabel="unexplained variance")
+    _plain_numbers(axis)
     axis.set_title("Cost, and which run to do next", fontsize=10)
     axis.legend(fontsize=8)
 
@@ -92,4 +107,5 @@ def _agreement(axis: Any, points: Sequence[Point], law: Law, colours: dict[float
     ends = [min(p.loss for p in points), max(p.loss for p in points)]
     axis.plot(ends, ends, color="#999999", linewidth=0.8)
     axis.set(xscale="log", yscale="log", xlabel="predicted", ylabel="measured")
+    _plain_numbers(axis)
     axis.set_title(f"The fit: {law.error:.1%} off (root mean square)", fontsize=10)
