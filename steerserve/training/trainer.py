@@ -63,7 +63,8 @@ def train_several(
     """Train SAEs on all but the last `held_out` rows of a harvest, each on the same batches.
 
     Args:
-        reader: the harvest, whole or still running. settings: how to train each; what concerns the data must be alike.
+        reader: the harvest, whole or still running.
+        settings: how to train each; what concerns the data must be alike.
         checkpoint: a file written every `checkpoint_every` steps; where it exists, the run goes on from it
             and ends as it would have without the interruption.
         report: called with an SAE's number and its progress, every ten steps and after the last.
