@@ -94,9 +94,7 @@ def train_several(
     return [Trained(run.sae.to(torch.device("cpu")), run.scale) for run in runs]
 
 
-def _batches(
-    reader: Source, rows: int, shared: TrainSettings, run: Run, world: World
-) -> Iterator[Tensor]:
+def _batches(reader: Source, rows: int, shared: TrainSettings, run: Run, world: World) -> Iterator[Tensor]:
     """This process's part of each batch from step `run.done` on, normalised, on the device."""
     epochs = -(-shared.steps // (rows // shared.batch_size))
     scale, first = run.scale, run.done
