@@ -11,10 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from steerserve.errors import ConfigError
-
 from .fit import progress_bar
-from .style import require_matplotlib
+from .style import ready_folder
 
 __all__ = ["app", "rows"]
 
@@ -36,7 +34,7 @@ def tensor(out: Out, steps: Steps = 1000, seed: Seed = 0) -> None:
     from .tensor import run
     from .tensor_plot import draw
 
-    folder = _ready(out)
+    folder = ready_folder(out)
     started = time.perf_counter()
     with progress_bar() as bar:
         result = run(steps, seed, bar)
@@ -50,7 +48,7 @@ def functional(out: Out, steps: Steps = 1000, seed: Seed = 0) -> None:
     from .functional import run
     from .functional_plot import draw
 
-    folder = _ready(out)
+    folder = ready_folder(out)
     started = time.perf_counter()
     with progress_bar() as bar:
         result = run(steps, seed, bar)
@@ -65,16 +63,6 @@ def rows(runs: Sequence[Any]) -> list[dict[str, Any]]:
         row = {field.name: getattr(run, field.name) for field in fields(run) if field.name not in _OMITTED}
         table.append({**row, "final_loss": run.losses[-1] if run.losses else None})
     return table
-
-
-def _ready(out: Path) -> Path:
-    """Raises: ConfigError if the folder cannot be made or matplotlib is not installed."""
-    require_matplotlib()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"expected a folder to write at --out {out}: {error.strerror}") from None
-    return out
 
 
 def _write(path: Path, name: str, steps: int, seed: int, table: list[dict[str, Any]], started: float) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from steerserve.errors import ConfigError
 
-__all__ = ["COLOURS", "new_figure", "require_matplotlib", "smoothed"]
+__all__ = ["COLOURS", "new_figure", "ready_folder", "smoothed"]
 
 _WINDOW = 20
 COLOURS = {
@@ -19,7 +20,7 @@ COLOURS = {
 }
 
 
-def require_matplotlib() -> None:
+def _require_matplotlib() -> None:
     """Raises: ConfigError if matplotlib is not installed, before an experiment has run for nothing."""
     try:
         import matplotlib  # noqa: F401
@@ -27,6 +28,19 @@ def require_matplotlib() -> None:
         raise ConfigError(
             "expected matplotlib for the plot, it is not installed: pip install 'steerserve[train]'"
         ) from None
+
+
+def ready_folder(out: Path) -> Path:
+    """The folder for results and plots, made if it is not there.
+
+    Raises: ConfigError if it cannot be made, or matplotlib is not installed.
+    """
+    _require_matplotlib()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"expected a folder to write at --out {out}: {error.strerror}") from None
+    return out
 
 
 def new_figure(width: float, height: float) -> Any:

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from steerserve.errors import ConfigError
-from steerserve.experiments.style import require_matplotlib
+from steerserve.experiments.style import ready_folder
 from steerserve.sae.architectures import ARCHITECTURES
 
 __all__ = ["progress_bar", "scaling", "toy"]
@@ -42,7 +42,7 @@ def toy(
     from .densities import SuperpositionSetup, study_superposition
     from .recovery import RecoverySetup, recover
 
-    folder, started = _ready(out), time.perf_counter()
+    folder, started = ready_folder(out), time.perf_counter()
     names = _known(architecture)
     with progress_bar() as bar:
         study = study_superposition(
@@ -100,7 +100,7 @@ def scaling(
     from .next_run import propose
     from .sweep import Sweep, run_sweep
 
-    folder, started = _ready(out), time.perf_counter()
+    folder, started = ready_folder(out), time.perf_counter()
     given = {"widths": width, "ks": k, "tokens": tokens}
     sets = {name: tuple(sorted(set(values))) for name, values in given.items() if values}
     sweep = Sweep(architecture=architecture, batch=batch_size, seed=seed, **sets)  # type: ignore[arg-type]
@@ -139,16 +139,6 @@ def _known(names: Sequence[str] | None) -> list[str]:
         if name not in ARCHITECTURES:
             raise ConfigError(f"expected --architecture to be one of {', '.join(ARCHITECTURES)}, got {name}")
     return list(names or RECOVERED)
-
-
-def _ready(out: Path) -> Path:
-    """Raises: ConfigError if the folder cannot be made or matplotlib is not installed."""
-    require_matplotlib()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"expected a folder to write at --out {out}: {error.strerror}") from None
-    return out
 
 
 def _write(path: Path, report: dict[str, Any]) -> None:

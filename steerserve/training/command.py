@@ -64,7 +64,10 @@ def train_folders(
     if not world.first:
         return []
     pairs = zip(config.saes.items(), trained, strict=True)
-    found = [_write(out, one, settings, reader, log) for (out, settings), one in pairs]
+    found = [_stage(out, one, settings, reader, log) for (out, settings), one in pairs]
+    # None appears before all are whole: the same command, given again after a kill, then still finds its run.
+    for out in config.saes:
+        _staging(out).rename(out)
     checkpoint.unlink(missing_ok=True)
     log.unlink(missing_ok=True)
     return found
@@ -110,18 +113,21 @@ def _train(
         return train_several(reader, settings, checkpoint=checkpoint, report=report, world=world)
 
 
-def _write(
+def _stage(
     out: Path, trained: Trained, settings: TrainSettings, reader: ShardReader, log: Path
 ) -> Evaluation:
-    staging = out.with_name(f".{out.name}.part")
+    staging = _staging(out)
     shutil.rmtree(staging, ignore_errors=True)
     first = len(reader) - settings.held_out
     spans = range(first, len(reader), _EVALUATION_BATCH)
     held_out = (reader.activations(start, min(start + _EVALUATION_BATCH, len(reader))) for start in spans)
     found = save_trained(staging, trained, settings, reader.header, held_out)
     (staging / LOG).write_text(lines_of(log, out.name), encoding="utf-8")
-    staging.rename(out)
     return found
+
+
+def _staging(out: Path) -> Path:
+    return out.with_name(f".{out.name}.part")
 
 
 def _with_settings() -> tuple[inspect.Signature, dict[str, Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import torch
@@ -46,6 +47,11 @@ class Moment:
     dead: Tensor
     warmth: float = 1.0
     seed: int = 0
+
+    @cached_property
+    def any_dead(self) -> bool:
+        """Whether there is anything to revive; asked of the device once a step."""
+        return bool(self.dead.any())
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .base import Export, Moment, Options, Step
 from .entries import Entries
-from .linear import LinearEncoder, no_dead, tied_start
+from .linear import LinearEncoder, tied_start
 from .saelens_form import saelens_export
 from .select import above
 from .standard import DENSITY
@@ -83,7 +83,7 @@ class JumpRelu(LinearEncoder):
         p, pre = self.parameters, self.pre(x)
         f = _jump_relu(pre, p["threshold"], self.bandwidth)
         loss = (x - self.decode(f)).square().sum() / len(x) + self._penalty(pre, f, moment)
-        if no_dead(moment):
+        if not moment.any_dead:
             return loss
         below = (p["threshold"] - pre).relu()[:, moment.dead]
         rate: float = self.options.revive / len(x)
@@ -104,7 +104,7 @@ class JumpRelu(LinearEncoder):
     def step(self, x: Tensor, moment: Moment) -> Step:
         p, centred = self.parameters, x - self.parameters["b_dec"]
         pre = self.pre_in_place(centred)
-        revived = None if no_dead(moment) else self._revival(pre, centred, moment.dead)
+        revived = None if not moment.any_dead else self._revival(pre, centred, moment.dead)
         entries, z = above(pre, p["threshold"] - self.bandwidth / 2, self.room(x), DENSITY)
         theta = entries.at(p["threshold"])
         on = z > theta

@@ -25,7 +25,6 @@ from steerserve.errors import ConfigError
 from .auxk import aux_gradients, aux_loss
 from .base import Architecture, Export, Moment, Step
 from .entries import SparseEntries
-from .linear import no_dead
 from .outer import outer_top_k
 from .topk import TopKOptions
 
@@ -91,7 +90,7 @@ class Kron(Architecture):
         f = self._keep(acts)
         error = x - self.decode(f)
         loss = error.square().sum() / len(x)
-        if no_dead(moment):
+        if not moment.any_dead:
             return loss
         return loss + aux_loss(acts, p["decoder"], error, moment.dead)
 
@@ -128,7 +127,7 @@ class Kron(Architecture):
             kept = SparseEntries(entries.starts, columns, (len(x), factor.shape[1]))
             d_factor = half / factor[entries.rows.long(), columns.long()].clamp_(min=FLOOR)
             p[side].grad, p[f"{side}_bias"].grad = kept.weigh(d_factor, centred), kept.sums(d_factor)
-        loss = squared if no_dead(moment) else squared + self._revive(u, v, centred, error, moment.dead)
+        loss = squared if not moment.any_dead else squared + self._revive(u, v, centred, error, moment.dead)
         p["b_dec"].grad = toward.sum(0)
         for side in _SIDES:
             # x enters the encoder as x − b_dec.

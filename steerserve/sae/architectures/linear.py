@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import Architecture, Moment, Step
+from .base import Architecture, Step
 from .entries import Entries
 
 __all__ = ["LinearEncoder", "tied_start"]
@@ -74,8 +74,3 @@ class LinearEncoder(Architecture):
         """The error x̂ − x [B, d], and its squared length per token (0-d)."""
         error = entries.decode(values, self.parameters["decoder"]).add_(self.parameters["b_dec"]).sub_(x)
         return error, error.square().sum() / len(x)
-
-
-def no_dead(moment: Moment) -> bool:
-    """Whether there is nothing to revive."""
-    return not bool(moment.dead.any())

@@ -16,7 +16,7 @@ from torch import Tensor
 from .auxk import add_aux_gradients, aux_loss
 from .base import Export, Moment, Options, Step
 from .entries import Entries
-from .linear import LinearEncoder, no_dead, tied_start
+from .linear import LinearEncoder, tied_start
 from .saelens_form import saelens_export
 from .select import row_top_k
 
@@ -53,7 +53,7 @@ class TopK(LinearEncoder):
         f = self.keep(acts)
         error = x - self.decode(f)
         loss = self.reconstruction_loss(x, f)
-        if no_dead(moment):
+        if not moment.any_dead:
             return loss
         return loss + aux_loss(acts, self.parameters["decoder"], error, moment.dead)
 
@@ -67,7 +67,7 @@ class TopK(LinearEncoder):
         pre = self.pre_in_place(centred)
         entries, f = self.select(pre)
         loss, squared, error = self.pull(x, centred, entries, f)
-        if not no_dead(moment):
+        if moment.any_dead:
             loss = loss + add_aux_gradients(self, pre, centred, error, moment.dead)
         self.settle_b_dec()
         self.observe(f)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ from typer.testing import CliRunner
 from steerserve.errors import CheckpointError, ConfigError
 from steerserve.sae import Hook, open_sae
 from steerserve.sae.architectures import ARCHITECTURES
-from steerserve.training.command import train, train_folder
+from steerserve.training.command import train, train_folder, train_folders
+from steerserve.training.config import TrainConfig
 from steerserve.training.settings import TrainSettings
 from steerserve.training.shards import ShardReader
 from steerserve.training.state import done_steps
@@ -210,3 +212,28 @@ def test_a_full_disk_is_said_and_the_last_checkpoint_stays(
     ]
     train_folder(tmp_path / "shards", tmp_path / "sae", wanted, Console(quiet=True))
     assert open_sae(tmp_path / "sae").d_sae == FEATURES
+
+
+def test_of_several_saes_none_appears_before_all_are_whole(
+    harvest: Harvest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import steerserve.training.command as command
+
+    real, seen = command.save_trained, []
+
+    def fail_on_the_second(folder: Path, *rest: Any) -> Any:
+        seen.append(folder)
+        if len(seen) == 2:
+            raise OSError(28, "No space left on device")
+        return real(folder, *rest)
+
+    monkeypatch.setattr(command, "save_trained", fail_on_the_second)
+    wanted = settings(tokens=5000, checkpoint_every=5)
+    saes = {tmp_path / "saes" / name: wanted for name in ("a", "b")}
+    config = TrainConfig(harvest(planted(3000)[0]).folder, saes)
+    with pytest.raises(OSError, match="No space"):
+        train_folders(config, Console(quiet=True))
+    assert not any(out.exists() for out in saes)
+    monkeypatch.undo()
+    train_folders(config, Console(quiet=True))
+    assert all(open_sae(out).d_sae == FEATURES for out in saes)
