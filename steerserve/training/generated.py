@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 
 import torch
@@ -11,17 +11,13 @@ from torch import Tensor
 from steerserve.errors import ConfigError
 
 from .distributed import World
-from .initial import geometric_median, input_scale
-from .run import Progress, Run
+from .run import Report, advance_all, start_runs
 from .settings import TrainSettings
 from .trainer import Trained
 
 __all__ = ["train_on"]
 
 _CALIBRATION = 32_768
-_REPORT_EVERY = 10
-
-Report = Callable[[int, Progress], None]
 
 
 def train_on(
@@ -42,15 +38,9 @@ def train_on(
         raise ConfigError(f"expected SAEs of one stream to make {steps} steps each")
     source = iter(batches)
     first = _first(source, steps)
-    sample = torch.cat(first).float()
-    centre = geometric_median(sample)
-    runs = [Run(one, centre, input_scale(sample, centre), World()) for one in settings]
+    runs = start_runs(torch.cat(first).float(), settings, World())
     for x in islice(chain(first, source), steps):
-        for number, run in enumerate(runs):
-            normalised = x.float().mul(run.scale).to(run.settings.place)
-            step = run.advance(normalised)
-            if run.done % _REPORT_EVERY == 0 or run.done == steps:
-                report(number, run.progress(step, normalised))
+        advance_all(runs, x.float().mul(runs[0].scale).to(settings[0].place), steps, report)
     if runs[0].done < steps:
         raise ConfigError(f"expected {steps} batches to train on, got {runs[0].done}")
     return [Trained(run.sae.to(torch.device("cpu")), run.scale) for run in runs]

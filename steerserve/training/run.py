@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,11 +13,13 @@ from steerserve.errors import ConfigError
 from steerserve.sae.architectures import ARCHITECTURES, Architecture, Moment, Step
 
 from .distributed import World
+from .initial import geometric_median, input_scale
 from .settings import TrainSettings
 
-__all__ = ["Progress", "Run"]
+__all__ = ["Progress", "Report", "Run", "advance_all", "start_runs"]
 
 _MAX_NORM = 1.0
+_REPORT_EVERY = 10
 _ADAM = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -120,3 +122,24 @@ class Run:
         done, self.scale = tensors["numbers"].tolist()
         self.done = int(done)
         self._silent.copy_(tensors["silent"])
+
+
+Report = Callable[[int, Progress], None]
+
+
+def start_runs(sample: Tensor, settings: Sequence[TrainSettings], world: World) -> list[Run]:
+    """A run for each SAE, with centre and scale from a sample of the input. Args: sample: [n, d], raw."""
+    centre = geometric_median(sample)
+    scale = input_scale(sample, centre)
+    return [Run(one, centre, scale, world) for one in settings]
+
+
+def advance_all(runs: Sequence[Run], x: Tensor, steps: int, report: Report) -> None:
+    """One step of every run on the same batch, reported every ten steps and after the last, `steps`.
+
+    Args: x: as for `Run.advance`. report: called with an SAE's number and its progress.
+    """
+    for number, run in enumerate(runs):
+        step = run.advance(x)
+        if run.done % _REPORT_EVERY == 0 or run.done == steps:
+            report(number, run.progress(step, x))

@@ -13,9 +13,8 @@ from steerserve.errors import ConfigError
 from steerserve.sae.architectures import Architecture
 
 from .distributed import World
-from .initial import geometric_median, input_scale
 from .prefetch import prefetched
-from .run import Progress, Run
+from .run import Progress, Report, Run, advance_all, start_runs
 from .settings import SHARED, TrainSettings
 from .shards import ShardReader
 from .state import load_state, save_state
@@ -24,9 +23,7 @@ from .stream import ShardStream
 __all__ = ["Progress", "Trained", "train", "train_several"]
 
 _CALIBRATION = 65_536
-_REPORT_EVERY = 10
 
-Report = Callable[[int, Progress], None]
 Source = ShardReader | ShardStream
 
 
@@ -73,18 +70,13 @@ def train_several(
     """
     world = world or World()
     shared, rows = settings[0], _rows(reader, settings, world)
-    sample = _sample(reader, rows, shared)
-    centre = geometric_median(sample)
-    runs = [Run(one, centre, input_scale(sample, centre), world) for one in settings]
+    runs = start_runs(_sample(reader, rows, shared), settings, world)
     identity = _identity(reader, settings, rows, world)
     if checkpoint is not None and checkpoint.exists():
         _restore(runs, load_state(checkpoint, identity))
     batches = prefetched(_batches(reader, rows, shared, runs[0], world))
     for x in batches:
-        for number, run in enumerate(runs):
-            step = run.advance(x)
-            if run.done % _REPORT_EVERY == 0 or run.done == shared.steps:
-                report(number, run.progress(step, x))
+        advance_all(runs, x, shared.steps, report)
         done = runs[0].done
         if checkpoint is not None and world.first and done % shared.checkpoint_every == 0:
             tensors = {
