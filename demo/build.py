@@ -33,7 +33,7 @@ DOCUMENTS = 2500
 DOCUMENTS_SEED = 3_000_003
 HELD_OUT = 65_536
 SETTINGS = parse_settings(
-    {"d_sae": 512, "k": 12, "tokens": 2_000_000, "batch_size": 2048, "lr": 2e-3, "held_out": HELD_OUT}
+    {"d_sae": 2048, "k": 31, "tokens": 8_000_000, "batch_size": 2048, "lr": 2e-3, "held_out": HELD_OUT}
 )
 
 

@@ -4,8 +4,19 @@
     ├── ConfigError            the operator's settings are wrong; the server does not start
     ├── CheckpointError        an SAE or direction on disk cannot be trusted or is not served
     ├── IncompatibleError      this vLLM, or this model, cannot be steered exactly
+    ├── PolicyError            a policy document, or the set of them, cannot be enforced
+    ├── KeyFileError           the file of keys cannot be read
+    ├── AuditError             the audit log cannot be written, or was tampered with
     └── RequestError           a client's request is refused; HTTP 400
-        └── RouteError         this route, or this combination of options, cannot carry steering
+        ├── RouteError         this route, or this combination of options, cannot carry steering
+        ├── UnauthenticatedError  no key, or none that is known; 401
+        ├── ForbiddenError     this key may not; 403
+        │   └── ConflictError  an enforced policy holds what the request wants to change; 403
+        ├── MissingError       there is no such thing here; 404
+        ├── ReadOnlyError      the folder cannot be written; 405
+        ├── StaleError         what was to be replaced is not what was read; 412
+        ├── TooManyError       this key has asked too often; 429
+        └── UnavailableError   what must happen first, such as the audit, cannot; 503
 
 Messages say what was expected, what came, and where:
 ``expected `feature` < 2048, got 70000 - at $.steering.interventions[2].feature``.
@@ -17,12 +28,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 __all__ = [
+    "AuditError",
     "CheckpointError",
     "ConfigError",
+    "ConflictError",
+    "ForbiddenError",
     "IncompatibleError",
+    "KeyFileError",
+    "MissingError",
+    "PolicyError",
+    "ReadOnlyError",
     "RequestError",
     "RouteError",
+    "StaleError",
     "SteerserveError",
+    "TooManyError",
+    "UnauthenticatedError",
+    "UnavailableError",
     "json_path",
 ]
 
@@ -55,6 +77,18 @@ class IncompatibleError(SteerserveError):
     """This vLLM or this model cannot be steered exactly; nothing was patched."""
 
 
+class PolicyError(SteerserveError):
+    """A policy document cannot be enforced. The message names the document and the field."""
+
+
+class KeyFileError(SteerserveError):
+    """The file of keys cannot be read. The message names the file and the entry."""
+
+
+class AuditError(SteerserveError):
+    """The audit log cannot be written, or a line of it is not what was written."""
+
+
 class RequestError(SteerserveError):
     """A client's request is refused.
 
@@ -78,6 +112,61 @@ class RequestError(SteerserveError):
 
 class RouteError(RequestError):
     """This route, or an option beside `steering`, cannot be combined with steering."""
+
+
+class UnauthenticatedError(RequestError):
+    """No key, or none that is known."""
+
+    status = 401
+    kind = "AuthenticationError"
+
+
+class ForbiddenError(RequestError):
+    """The key is known, and may not do this."""
+
+    status = 403
+    kind = "PermissionDeniedError"
+
+
+class ConflictError(ForbiddenError):
+    """An enforced policy holds what the request wants to change."""
+
+    kind = "policy_conflict"
+
+
+class MissingError(RequestError):
+    """There is no such thing here."""
+
+    status = 404
+    kind = "NotFoundError"
+
+
+class ReadOnlyError(RequestError):
+    """The folder that the change would go to cannot be written."""
+
+    status = 405
+    kind = "MethodNotAllowedError"
+
+
+class StaleError(RequestError):
+    """What was to be replaced is not what the client has read."""
+
+    status = 412
+    kind = "PreconditionFailedError"
+
+
+class TooManyError(RequestError):
+    """The key has asked more often than it may."""
+
+    status = 429
+    kind = "RateLimitError"
+
+
+class UnavailableError(RequestError):
+    """What must happen before the request is served cannot happen now."""
+
+    status = 503
+    kind = "ServiceUnavailableError"
 
 
 def json_path(parts: Sequence[str | int]) -> str:
