@@ -1,4 +1,4 @@
-"""A request's steering on its way from the HTTP body to admission, whatever route it came by."""
+"""What goes with a request from the HTTP body to admission, whatever route it came by."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import secrets
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from .access.permission import check_limits, check_may_steer
+from .access.principal import ANYONE, Principal
+from .catalog import Catalog
+from .errors import RequestError
 from .plan import Plan
+from .policy.enforcement import Caller, InForce, Merged
 from .spec import SteeringSpec
 
 __all__ = ["CARRIED", "Carried", "new_ticket"]
@@ -21,16 +26,41 @@ def new_ticket() -> str:
 class Carried:
     """The steering of the HTTP request that is being served in this context.
 
-    `seconds` is what parsing and compiling took. `admitted` counts the engine requests that took it: zero
-    after the reply began means that the route never reached admission, and that the reply must not pass for a
-    steered one.
+    `spec` and `own` are what the request asks for, None if nothing; `in_force` the policies that it began
+    under, None where none are configured. `principal` sent it. `seconds` is what parsing and compiling took.
+    Admission fills in the rest: `admitted` counts the engine requests that took a plan: zero after the reply
+    began means that the route never reached admission, and that the reply must not pass for a steered one.
+    `merged` is what they took; `refused` is why admission did not take one.
     """
 
-    spec: SteeringSpec
-    plan: Plan
+    spec: SteeringSpec | None = None
+    own: Plan | None = None
+    caller: Caller = field(default_factory=Caller)
+    principal: Principal = ANYONE
+    in_force: InForce | None = None
     seconds: float = 0.0
     ticket: str = field(default_factory=new_ticket)
     admitted: int = 0
+    merged: Merged = field(default_factory=lambda: Merged(None))
+    refused: RequestError | None = None
+
+    def check(self, own: Plan, catalog: Catalog) -> None:
+        """Hold what the request itself asks for to what its key may.
+
+        Raises: ForbiddenError.
+        """
+        check_may_steer(self.principal)
+        check_limits(self.principal, own.rows, catalog)
+
+    @property
+    def wants_report(self) -> bool:
+        """Whether the reply shall carry a report."""
+        return self.spec is not None and self.spec.report
+
+    @property
+    def counts(self) -> bool:
+        """Whether somebody will ask what the workers counted."""
+        return self.wants_report or bool(self.merged.policies)
 
 
 CARRIED: ContextVar[Carried | None] = ContextVar("steerserve_carried", default=None)

@@ -19,6 +19,8 @@ __all__ = ["Catalog", "Source", "build_catalog", "check_served"]
 
 DIRECTION_PREFIX = "direction:"
 SAE_PREFIX = "sae:"
+# What policies may read at one hook point; a request's own rows have their places beside these.
+POLICY_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,9 @@ class Source:
 class Catalog:
     """Everything that is served, for one model.
 
-    `special_tokens` are the token ids that steering leaves alone unless asked.
+    `special_tokens` are the token ids that steering leaves alone unless asked. `policy_rows` is how many
+    features policies may read at one hook point beside a request's own; `stages` how many pipeline stages
+    share the layers.
     """
 
     sources: dict[str, Source]
@@ -99,6 +103,8 @@ class Catalog:
     d_model: int
     special_tokens: frozenset[int]
     max_interventions: int
+    policy_rows: int = 0
+    stages: int = 1
 
     @property
     def saes(self) -> list[Source]:
@@ -127,9 +133,14 @@ class Catalog:
         return sorted({source.point for source in self.sources.values()})
 
     @property
-    def rows_per_point(self) -> int:
-        """The most features one plan may read at one hook point: its interventions and as many conditions."""
+    def features_per_request(self) -> int:
+        """The most features one request may read at one hook point: interventions and as many conditions."""
         return 2 * self.max_interventions
+
+    @property
+    def rows_per_point(self) -> int:
+        """The most features one plan may read at one hook point, policies included."""
+        return self.features_per_request + self.policy_rows
 
     def sae(self, name: str | None, at: Sequence[str | int]) -> Source:
         """The SAE of that name; the only one where no name is given.
@@ -163,7 +174,12 @@ class Catalog:
 
 
 def build_catalog(
-    config: SteerserveConfig, *, n_layers: int, d_model: int, special_tokens: Iterable[int] = ()
+    config: SteerserveConfig,
+    *,
+    n_layers: int,
+    d_model: int,
+    special_tokens: Iterable[int] = (),
+    stages: int = 1,
 ) -> Catalog:
     """Open every SAE and direction of the configuration and check it against the model's shape.
 
@@ -171,6 +187,7 @@ def build_catalog(
         n_layers: decoder layers of the model.
         d_model: width of its residual stream.
         special_tokens: ids that steering leaves alone by default.
+        stages: pipeline stages of the engine.
     Raises: ConfigError or CheckpointError naming the entry that cannot be served.
     """
     sources: dict[str, Source] = {}
@@ -199,7 +216,9 @@ def build_catalog(
             DIRECTION_PREFIX + named.name, named.name, point, 1, _fingerprint(named.path), direction
         )
         sources[source.key] = source
-    return Catalog(sources, n_layers, d_model, frozenset(special_tokens), config.max_interventions)
+    policy_rows = POLICY_ROWS if config.policies is not None else 0
+    special = frozenset(special_tokens)
+    return Catalog(sources, n_layers, d_model, special, config.max_interventions, policy_rows, stages)
 
 
 def check_served(name: str, sae: Sae, *, resident: bool) -> None:

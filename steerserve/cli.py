@@ -11,12 +11,15 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from .access.command import app as keys_app
+from .audit.command import app as audit_app
 from .catalog import check_served
 from .config import SteerserveConfig, parse_config
 from .errors import ConfigError, SteerserveError
 from .experiments.command import app as experiment_app
 from .judging.command import eval_command
 from .judging.directions_command import directions_command
+from .policy.command import app as policy_app
 from .sae import open_sae, read_direction
 from .sae.command import app as sae_app
 from .theory.command import scaling, toy
@@ -55,6 +58,25 @@ def serve(
     max_interventions: Annotated[
         int, typer.Option(min=1, max=64, help="The most interventions one request may carry.")
     ] = 16,
+    policies: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of policies, which hold for every request; read again when it changes."
+        ),
+    ] = None,
+    keys: Annotated[
+        Path | None, typer.Option(help="File of keys, made with `steerserve keys`: who may do what.")
+    ] = None,
+    audit: Annotated[
+        Path | None, typer.Option(help="Folder of the audit log. Requests under an enforced policy need it.")
+    ] = None,
+    open_to_all: Annotated[
+        bool,
+        typer.Option(
+            "--open-to-all",
+            help="Listen beyond this machine although no keys are configured: anyone may steer.",
+        ),
+    ] = False,
 ) -> None:
     """Serve MODEL over the OpenAI API with steering: `vllm serve` with the plugin.
 
@@ -64,6 +86,10 @@ def serve(
         "saes": _with_residents([_named(value, "--sae") for value in sae or []], resident or []),
         "directions": [_named(value, "--direction") for value in direction or []],
         "max_interventions": max_interventions,
+        "policies": policies and str(policies.absolute()),
+        "keys": keys and str(keys.absolute()),
+        "audit": audit and {"folder": str(audit.absolute())},
+        "open_to_all": open_to_all or None,
     }
     command, environment = serve_command(model, ours, context.args)
     os.execvpe(command[0], command, environment)
@@ -116,6 +142,9 @@ app.command()(train)
 app.command("eval")(eval_command)
 app.command("directions")(directions_command)
 app.add_typer(sae_app, name="sae")
+app.add_typer(policy_app, name="policy")
+app.add_typer(keys_app, name="keys")
+app.add_typer(audit_app, name="audit")
 app.command()(toy)
 app.command()(scaling)
 app.add_typer(experiment_app, name="experiment")
@@ -165,7 +194,7 @@ def _with_residents(saes: list[dict[str, str]], resident: list[str]) -> list[dic
 
 
 def _without_empty(settings: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if value != []}
+    return {key: value for key, value in settings.items() if value not in ([], None)}
 
 
 def _take_additional_config(rest: list[str]) -> tuple[dict[str, Any], list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -11,6 +11,7 @@ from .errors import ConfigError
 from .hookpoint import Site
 
 __all__ = [
+    "AuditConfig",
     "DirectionConfig",
     "HarvestConfig",
     "HarvestPoints",
@@ -81,13 +82,33 @@ class HarvestConfig(HarvestPoints):
         return {layer: self.out / f"{self.hook}.{layer}" for layer in self.layers}
 
 
+class AuditConfig(_Strict):
+    """Where the audit log goes, and what happens when it cannot be written.
+
+    `on_failure` "refuse" answers 503 to requests under an enforced policy, "serve" goes on without it.
+    `signing_key` is a PEM file with an Ed25519 private key; by default one is made beside the log.
+    """
+
+    folder: Path
+    on_failure: Literal["refuse", "serve"] = "refuse"
+    signing_key: Path | None = None
+
+
 class SteerserveConfig(_Strict):
-    """Everything the engine is told at start-up."""
+    """Everything the engine is told at start-up.
+
+    `policies` is a folder of policy documents, `keys` a file of keys, and `open_to_all` says that a server
+    without keys may be reached from other machines.
+    """
 
     saes: list[SaeConfig] = Field(default_factory=list)
     directions: list[DirectionConfig] = Field(default_factory=list)
     max_interventions: int = Field(16, ge=1, le=64)
     harvest: HarvestPoints | None = None
+    policies: Path | None = None
+    keys: Path | None = None
+    audit: AuditConfig | None = None
+    open_to_all: bool = False
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> SteerserveConfig:

@@ -1,14 +1,19 @@
 """What an operator watches: prometheus metrics on the default registry, which vLLM's own /metrics shows.
 
-Labels are bounded: the operator names SAEs and directions, ops are six, reasons are the slugs of errors.
+Labels are bounded: the operator names SAEs, directions, policies and watches, ops are few, reasons are the
+slugs of errors.
 """
 
 from __future__ import annotations
 
+import math
+
 from prometheus_client import Counter, Gauge, Histogram
 
 from .plan import Plan
-from .report import Collected
+from .policy.enforcement import Merged
+from .policy.outcome import watched
+from .report import Collected, TicketTally
 
 __all__ = [
     "TokenFeed",
@@ -17,6 +22,7 @@ __all__ = [
     "observe_admission",
     "observe_report",
     "observe_slots",
+    "observe_watches",
 ]
 
 _MICROSECONDS_TO_10_MS = (5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2)
@@ -39,6 +45,16 @@ _admission_seconds = Histogram(
 _report_seconds = Histogram(
     "steerserve_report_seconds", "Time a reply waited for its report.", buckets=_MILLISECONDS_TO_5_S
 )
+_WATCHED = ["policy", "watch"]
+_watch_tokens = Counter("steerserve_watch_tokens", "Tokens that a watch looked at.", _WATCHED)
+_watch_fired = Counter("steerserve_watch_fired_tokens", "Tokens on which a watch's feature fired.", _WATCHED)
+_watch_above = Counter("steerserve_watch_above_tokens", "Tokens above a watch's bound.", _WATCHED)
+_watch_largest = Histogram(
+    "steerserve_watch_max_activation",
+    "The largest activation of each request, raw units.",
+    _WATCHED,
+    buckets=(0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0),
+)
 _admitted = 0
 
 
@@ -54,6 +70,17 @@ def observe_admission(plan: Plan, seconds: float) -> None:
 def count_rejection(reason: str) -> None:
     """One request was refused; `reason` is the slug of its RequestError."""
     _rejections.labels(reason=reason).inc()
+
+
+def observe_watches(merged: Merged, tally: TicketTally | None) -> None:
+    """What the watches of policies saw of one request."""
+    for policy, row, counts in watched(merged, tally):
+        labels = {"policy": policy.name, "watch": row.origin.watch}
+        _watch_tokens.labels(**labels).inc(counts.tokens)
+        _watch_fired.labels(**labels).inc(counts.fired)
+        _watch_above.labels(**labels).inc(counts.lowered)
+        if math.isfinite(counts.max_before):
+            _watch_largest.labels(**labels).observe(counts.max_before)
 
 
 def observe_report(seconds: float) -> None:

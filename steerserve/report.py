@@ -13,12 +13,17 @@ from .spec import Intervention, SteeringSpec
 
 __all__ = ["Collected", "Counts", "Reporter", "TicketTally", "merge_workers"]
 
-RowKey = tuple[str, int]
+# A row's number in its plan.
+RowKey = int
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What one row of a plan did: tokens, and f before and f' after over them (raw units)."""
+    """What one row of a plan did: tokens, and f before and f' after over them (raw units).
+
+    `fired` are tokens with f > 0, `lowered` those with f' < f. `since` is where the row latched, ended the
+    request, or could not be held; −1 if it did not, the first of several requests.
+    """
 
     tokens: int = 0
     from_cache: int = 0
@@ -26,6 +31,16 @@ class Counts:
     max_before: float = -math.inf
     sum_after: float = 0.0
     max_after: float = -math.inf
+    fired: int = 0
+    lowered: int = 0
+    since: int = -1
+
+    @classmethod
+    def of(cls, wire: Sequence[Any]) -> Counts:
+        """From a worker's numbers (see `Tally.wire`)."""
+        cached, since, tokens, sum_before, max_before, sum_after, max_after, fired, lowered = wire
+        sums = (sum_before, max_before, sum_after, max_after)
+        return cls(int(tokens), cached, *sums, int(fired), int(lowered), since)
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(
@@ -35,6 +50,9 @@ class Counts:
             max(self.max_before, other.max_before),
             self.sum_after + other.sum_after,
             max(self.max_after, other.max_after),
+            self.fired + other.fired,
+            self.lowered + other.lowered,
+            min((at for at in (self.since, other.since) if at >= 0), default=-1),
         )
 
 
@@ -93,7 +111,7 @@ def _merge_ranks(ranks: Sequence[Mapping[str, Any]]) -> Collected:
         for ticket, wire in rank["tallies"].items():
             best = rows.setdefault(ticket, {})
             for key, counts in _sum_rows(wire).items():
-                if key not in best or counts.tokens > best[key].tokens:
+                if key not in best or _weight(counts) > _weight(best[key]):
                     best[key] = counts
         for ticket, count in rank["requests"].items():
             requests[ticket] = max(requests.get(ticket, 0), count)
@@ -105,12 +123,17 @@ def _merge_ranks(ranks: Sequence[Mapping[str, Any]]) -> Collected:
     return Collected(tallies, tokens, in_use, max(slot["capacity"] for slot in slots))
 
 
-def _sum_rows(wire: Iterable[Sequence[Any]]) -> dict[RowKey, Counts]:
-    """A ticket's rows on one rank: engine requests of the same plan list the same rows again."""
+def _weight(counts: Counts) -> tuple[int, int]:
+    """How much a rank knows of a row."""
+    return counts.tokens, counts.since
+
+
+def _sum_rows(requests: Iterable[Sequence[Sequence[Any]]]) -> dict[RowKey, Counts]:
+    """A ticket's rows on one rank: its engine requests have the same plan, and so the same rows."""
     rows: dict[RowKey, Counts] = {}
-    for (source, feature), *numbers in wire:
-        key = (source, feature)
-        rows[key] = rows.get(key, Counts()) + Counts(*numbers)
+    for request in requests:
+        for key, numbers in enumerate(request):
+            rows[key] = rows.get(key, Counts()) + Counts.of(numbers)
     return rows
 
 
@@ -130,39 +153,54 @@ class Reporter:
         self._labels = {key: _first_labels(source) for key, source in catalog.sources.items()}
 
     def report(
-        self, spec: SteeringSpec, plan: Plan, tally: TicketTally | None, *, admitted: int = 1
+        self,
+        spec: SteeringSpec,
+        plan: Plan,
+        tally: TicketTally | None,
+        *,
+        admitted: int = 1,
+        policies: Sequence[Mapping[str, Any]] = (),
     ) -> dict[str, Any]:
         """The `steering` object of a reply.
 
         Args:
             tally: what the workers counted; None if they did not answer in time.
             admitted: engine requests that took the plan, which the tally must not fall short of.
+            policies: what the policies that applied did.
         Returns: plain JSON values; `incomplete` is there, and true, only where counts are missing.
         """
         found = tally or TicketTally()
-        entries = [self._entry(intervention, found) for intervention in spec.interventions]
-        body: dict[str, Any] = {"digest": plan.digest, "policies": [], "interventions": entries}
+        own = {row.origin.index: number for number, row in enumerate(plan.rows) if not row.origin.policy}
+        entries = [
+            self._entry(intervention, found.rows.get(own[index], Counts()))
+            for index, intervention in enumerate(spec.interventions)
+        ]
+        body: dict[str, Any] = {"digest": plan.digest, "policies": list(policies), "interventions": entries}
         body["requests"] = found.requests
         if found.requests < admitted:
             body["incomplete"] = True
         return body
 
-    def _entry(self, intervention: Intervention, tally: TicketTally) -> dict[str, Any]:
-        source, feature = self._resolve(intervention)
-        counts = tally.rows.get((source.key, feature), Counts())
-        entry: dict[str, Any] = {"direction": source.name}
-        if source.is_sae:
-            entry = {"sae": source.name, "feature": feature}
-            label = intervention.feature if isinstance(intervention.feature, str) else None
-            if label or (label := self._labels[source.key].get(feature)):
-                entry["label"] = label
+    def _entry(self, intervention: Intervention, counts: Counts) -> dict[str, Any]:
+        if intervention.then == "abort":
+            return {"then": "abort", "aborted_at": None if counts.since < 0 else counts.since}
+        entry = {**self._named(intervention), "op": intervention.op}
+        if intervention.latch:
+            entry["latched_at"] = None if counts.since < 0 else counts.since
         return entry | {
-            "op": intervention.op,
             "tokens": counts.tokens,
             "tokens_from_cache": counts.from_cache,
             "before": _summary(counts.tokens, counts.sum_before, counts.max_before),
             "after": _summary(counts.tokens, counts.sum_after, counts.max_after),
         }
+
+    def _named(self, intervention: Intervention) -> dict[str, Any]:
+        source, feature = self._resolve(intervention)
+        if not source.is_sae:
+            return {"direction": source.name}
+        label = intervention.feature if isinstance(intervention.feature, str) else None
+        label = label or self._labels[source.key].get(feature)
+        return {"sae": source.name, "feature": feature} | ({"label": label} if label else {})
 
     def _resolve(self, intervention: Intervention) -> tuple[Source, int]:
         if intervention.direction is not None:

@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import RequestError
 
-__all__ = ["Condition", "Intervention", "SteeringSpec", "Where", "parse_spec", "parse_spec_json"]
+__all__ = [
+    "Condition",
+    "Intervention",
+    "SteeringSpec",
+    "Where",
+    "first_problem",
+    "parse_spec",
+    "parse_spec_json",
+]
 
 Op = Literal["clamp", "ablate", "scale", "add", "at_least", "at_most"]
 Phase = Literal["all", "prompt", "generation"]
@@ -65,20 +73,34 @@ class Where(_Strict):
 
 
 class Intervention(_Strict):
-    """One change to one feature of an SAE, or to one named direction."""
+    """One change to one feature of an SAE, or to one named direction; or, with `then: "abort"`, an end.
+
+    With `latch`, once the conditions hold at a position of the window, the row applies there and at every
+    later position of the window. With `then: "abort"` the request ends at the first position of the window
+    where they hold.
+    """
 
     sae: Name | None = None
     feature: FeatureRef | None = None
     direction: Name | None = None
-    op: Op
+    op: Op | None = None
     value: Value | None = None
     unit: Literal["raw", "max"] = "raw"
     only_if_active: bool = False
     where: Where = Where()
     when: Condition | Annotated[list[Condition], Field(max_length=16)] = Field(default_factory=list)
+    latch: bool = False
+    then: Literal["apply", "abort"] = "apply"
 
     @model_validator(mode="after")
     def _is_whole(self) -> Intervention:
+        if self.then == "abort":
+            self._ends_the_request()
+            return self
+        if self.op is None:
+            raise ValueError("expected `op`, which is missing")
+        if self.latch and not (self.conditions or self.only_if_active):
+            raise ValueError("expected `when` beside `latch`, which waits for a condition")
         if (self.feature is None) == (self.direction is None):
             raise ValueError("expected exactly one of `feature` and `direction`")
         if self.direction is not None and self.sae is not None:
@@ -90,6 +112,15 @@ class Intervention(_Strict):
         if self.unit == "max" and self.op in ("scale", "ablate"):
             raise ValueError(f'expected `unit` "raw" for op `{self.op}`, whose value is not an activation')
         return self
+
+    def _ends_the_request(self) -> None:
+        if not self.conditions:
+            raise ValueError('expected `when` beside `then` "abort", which waits for a condition')
+        for name in ("sae", "feature", "direction", "op", "value"):
+            if getattr(self, name) is not None:
+                raise ValueError(f'expected no `{name}` beside `then` "abort", which changes nothing')
+        if self.latch or self.only_if_active or self.unit != "raw":
+            raise ValueError('expected neither `latch`, `only_if_active` nor `unit` beside `then` "abort"')
 
     @property
     def conditions(self) -> list[Condition]:
@@ -115,7 +146,7 @@ def parse_spec(value: object) -> SteeringSpec:
     try:
         return SteeringSpec.model_validate(value)
     except ValidationError as error:
-        raise _first_problem(error) from None
+        raise first_problem(error) from None
 
 
 def parse_spec_json(text: str) -> SteeringSpec:
@@ -172,25 +203,36 @@ _EXPECTED: dict[str, Callable[[str, dict[str, Any]], str]] = {
 _UNION_PARTS = {"int", "str", "constrained-int", "constrained-str", "Condition", "list[Condition]"}
 
 
-def _first_problem(error: ValidationError) -> RequestError:
+def first_problem(
+    error: ValidationError, root: tuple[str, ...] = ("steering",), fields: Collection[str] | None = None
+) -> RequestError:
+    """The most telling of what a model refused, as a sentence with its place.
+
+    Args:
+        root: where the model's document lies in what the client wrote.
+        fields: names of all fields of the model and those inside it; those of `SteeringSpec` by default.
+    """
+    known = _FIELDS if fields is None else fields
     problems = error.errors(include_url=False, include_context=True)
     problem = max(problems, key=lambda item: item["type"] not in ("model_type", "list_type", "string_type"))
-    path = [part for part in problem["loc"] if isinstance(part, int) or part in _FIELDS]
+    path = [part for part in problem["loc"] if isinstance(part, int) or part in known]
     if problem["loc"] and problem["type"] == "extra_forbidden":
-        path = [*(part for part in problem["loc"][:-1] if isinstance(part, int) or part in _FIELDS)]
+        path = [*(part for part in problem["loc"][:-1] if isinstance(part, int) or part in known)]
         path.append(str(problem["loc"][-1])[:64])
-    name = next((str(part) for part in reversed(path) if isinstance(part, str)), "steering")
+    name = next(
+        (str(part) for part in reversed(path) if isinstance(part, str)), root[-1] if root else "document"
+    )
     shown = f"{name}[{path[-1]}]" if path and isinstance(path[-1], int) else name
     if problem["type"] == "value_error":
-        return RequestError(str(problem["ctx"]["error"]), at=("steering", *path))
+        return RequestError(str(problem["ctx"]["error"]), at=(*root, *path))
     if name == "feature" and problem["type"] in ("int_type", "string_type"):
         wanted = "expected `feature` to be an index or a label"
     else:
         say = _EXPECTED.get(problem["type"])
         wanted = say(shown, problem.get("ctx", {})) if say else f"`{shown}`: {problem['msg']}"
     if problem["type"] == "missing":
-        return RequestError(wanted, at=("steering", *path))
-    return RequestError(f"{wanted}, got {_show(problem['input'])}", at=("steering", *path))
+        return RequestError(wanted, at=(*root, *path))
+    return RequestError(f"{wanted}, got {_show(problem['input'])}", at=(*root, *path))
 
 
 def _show(value: object) -> str:

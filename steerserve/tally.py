@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .plan import Plan
+from .steer.history import NEVER
 
 __all__ = ["Tallies", "Tally"]
 
@@ -21,41 +22,47 @@ __all__ = ["Tallies", "Tally"]
 MAX_FINISHED = 4096
 # Ended requests wait this long to be added up: reading one's table waits for the device.
 MAX_ENDED = 1024
-MAX_ROWS = 64
-COUNT, SUM_BEFORE, MAX_BEFORE, SUM_AFTER, MAX_AFTER = range(5)
+# Live requests for each that can run at once.
+_MOST_LIVES = 16
+# A request's own rows and those of policies.
+MAX_ROWS = 128
+COUNT, SUM_BEFORE, MAX_BEFORE, SUM_AFTER, MAX_AFTER, FIRED, LOWERED = range(7)
+COLUMNS = LOWERED + 1
 
 
 @dataclass(frozen=True)
 class Tally:
     """One engine request's counts.
 
-    table [rows, 5]: tokens, sum and maximum of f before, sum and maximum of f' after. from_cache [rows]:
-    tokens of the window that came steered from the prefix cache.
+    table [rows, 7]: tokens, sum and maximum of f before, sum and maximum of f' after, tokens with f > 0 and
+    with f' < f. from_cache [rows]: tokens of the window that came steered from the prefix cache. since
+    [rows]: where the row latched, ended the request, or could not be held; −1 if it did not.
     """
 
     plan: Plan
     table: Tensor
     from_cache: NDArray[np.int64]
+    since: NDArray[np.int64]
 
     @property
     def wire(self) -> list[list[Any]]:
-        """Per row: [[source, feature], tokens, from cache, sum before, max before, sum after, max after]."""
-        rows = zip(self.plan.rows, self.table.tolist(), self.from_cache.tolist(), strict=True)
-        return [
-            [[row.source, row.feature], int(counts[COUNT]), cached, *counts[1:]]
-            for row, counts, cached in rows
-        ]
+        """Per row of the plan, in order: from cache, since, and the table's columns."""
+        rows = zip(self.from_cache.tolist(), self.since.tolist(), self.table.tolist(), strict=True)
+        return [[cached, since, *counts] for cached, since, counts in rows]
 
 
 class Tallies:
     """One table of counts per live request, and the finished ones until their report is collected.
 
-    table [M, 64, 5] float64 and settled [M] int64, the position up to which each request is counted (kept by
-    the device runtime), lie on `device`; what is read there crosses to the host only for a report.
+    table [M, 128, 7] float64; settled [M] int64, the position up to which each request is counted (kept by
+    the device runtime); since [≥ M, 128] int64, what is noted of it (see `History`). They lie on `device`;
+    what is read there crosses to the host only for a report.
     """
 
     def __init__(self, capacity: int, device: torch.device | str = "cpu") -> None:
-        self.table = torch.zeros(capacity, MAX_ROWS, 5, dtype=torch.float64, device=device)
+        self.table = torch.zeros(capacity, MAX_ROWS, COLUMNS, dtype=torch.float64, device=device)
+        # Kernels recorded in a graph hold on to it, so that it must not grow.
+        self.since = torch.full((_MOST_LIVES * capacity, MAX_ROWS), NEVER, dtype=torch.int64, device=device)
         self.settled = torch.zeros(capacity, dtype=torch.int64, device=device)
         self._free = list(range(capacity - 1, -1, -1))
         self._totals: Counter[tuple[str, str]] = Counter()
@@ -72,17 +79,22 @@ class Tallies:
             grown = len(self.table)
             self.table = torch.cat([self.table, torch.zeros_like(self.table)])
             self.settled = torch.cat([self.settled, torch.zeros_like(self.settled)])
+            if len(self.table) > len(self.since):
+                raise RuntimeError(f"expected at most {len(self.since)} live requests")
             self._free = list(range(2 * grown - 1, grown - 1, -1))
         number = self._free.pop()
         self.table[number] = 0
         self.table[number, :, MAX_BEFORE] = -torch.inf
         self.table[number, :, MAX_AFTER] = -torch.inf
         self.settled[number] = settled
+        self.since[number] = NEVER
         return number
 
     def read(self, number: int, plan: Plan, from_cache: NDArray[np.int64]) -> Tally:
         """The counts of a live request so far."""
-        return Tally(plan, self.table[number, : len(plan.rows)].clone(), from_cache)
+        n = len(plan.rows)
+        since = self.since[number, :n].cpu().numpy()
+        return Tally(plan, self.table[number, :n].clone(), from_cache, np.where(since == NEVER, -1, since))
 
     def close(self, number: int, tally: Tally, ticket: str) -> None:
         """A request ended: add it to the totals and, if it has a ticket, keep it for its report."""
@@ -116,7 +128,7 @@ class Tallies:
         limit: NDArray[np.int64],
         slot: NDArray[np.int32],
         rows: NDArray[np.int32],
-        bit: NDArray[np.int32],
+        number: NDArray[np.int32],
         trace: NDArray[np.float32],
     ) -> None:
         """Count one step's trace at one hook point.
@@ -128,10 +140,10 @@ class Tallies:
             settled, limit: [R] half-open range of positions that count now: not those computed again, nor
                 rejected drafts.
             slot: [n] each token's slot.
-            rows: [S] rows in use of each slot; bit: [S, K] their bits in the plan.
+            rows: [S] rows in use of each slot; number: [S, K] their numbers in the plan.
             trace: [≥ n, K, 2] f and f' where a row applied, NaN elsewhere.
         """
-        _count(self.table.numpy(), table_of, owner, position, settled, limit, slot, rows, bit, trace)
+        _count(self.table.numpy(), table_of, owner, position, settled, limit, slot, rows, number, trace)
 
     def limits(self, tables: Tensor, ends: Tensor) -> Tensor:
         """[M] int64 on the device: up to where each request counts now; 0 for those that are not named.
@@ -175,7 +187,7 @@ def _count(
     limit: Any,
     slot: Any,
     rows: Any,
-    bit: Any,
+    numbers: Any,
     trace: Any,
 ) -> None:
     for t in range(owner.shape[0]):
@@ -184,7 +196,7 @@ def _count(
         if number < 0 or not settled[r] <= position[t] < limit[r]:
             continue
         for k in range(rows[slot[t]]):
-            before, after, row = trace[t, k, 0], trace[t, k, 1], bit[slot[t], k]
+            before, after, row = trace[t, k, 0], trace[t, k, 1], numbers[slot[t], k]
             if row < 0 or before != before:
                 continue
             table[number, row, 0] += 1
@@ -192,3 +204,5 @@ def _count(
             table[number, row, 2] = max(table[number, row, 2], before)
             table[number, row, 3] += after
             table[number, row, 4] = max(table[number, row, 4], after)
+            table[number, row, 5] += before > 0
+            table[number, row, 6] += after < before

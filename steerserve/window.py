@@ -67,6 +67,12 @@ class Window:
         values: list[Any] = [tuple(v) if isinstance(v, list | tuple) else v for v in fields]
         return cls(*values)
 
+    @property
+    def is_everywhere(self) -> bool:
+        """Whether it includes every position, whatever the prompt's length; token ids may matter."""
+        placed = self.positions or self.exclude_positions or self.start is not None or self.stop is not None
+        return self.phase == "all" and not placed
+
     def phase_span(self, prompt_len: int) -> tuple[int, int]:
         """Half-open range of positions of the phase. Generation starts at the last prompt token."""
         if self.phase == "prompt":

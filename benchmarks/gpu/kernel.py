@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steerserve.steer import History
 from steerserve.steer.buffers import PointBuffers
 from steerserve.steer.reference import steer_reference
 from steerserve.steer.triton import steer_triton
@@ -53,7 +54,10 @@ def check(width: int, rows: int, two_parts: bool) -> Iterator[dict[str, Any]]:
         expected, expected_trace = stream.clone(), torch.empty(len(slot), rows, 2)
         steer_reference(expected, other, plans, slot, mask, expected_trace)
         got, trace = stream.cuda(), torch.full((len(slot), rows, 2), torch.nan, device="cuda")
-        steer_triton(got, None if other is None else other.cuda(), there, slot.cuda(), mask.cuda(), trace)
+        notes = History.blank(len(slot), "cuda")
+        steer_triton(
+            got, None if other is None else other.cuda(), there, slot.cuda(), mask.cuda(), trace, notes
+        )
         error = _error(got.cpu(), expected)
         same = torch.allclose(trace.cpu(), expected_trace, rtol=1e-4, atol=1e-4, equal_nan=True)
         untouched = torch.equal(got.cpu()[slot < 0], stream[slot < 0])
@@ -105,4 +109,5 @@ def _launches(plans: PointBuffers, batch: int, distinct: int) -> Iterator[Callab
     each = torch.arange(batch, dtype=torch.int32, device="cuda")
     for i in range(count):
         slot = i * distinct + each % distinct if distinct else torch.full_like(each, -1)
-        yield partial(steer_triton, streams[i, 0], streams[i, 1], plans, slot, mask, trace)
+        notes = History.blank(batch, "cuda")
+        yield partial(steer_triton, streams[i, 0], streams[i, 1], plans, slot, mask, trace, notes)

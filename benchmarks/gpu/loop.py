@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from steerserve.steer.triton import steer_triton
+from steerserve.steer import History, PointBuffers
+from steerserve.steer.triton import hold_triton, note_triton, steer_triton
 
 from ..summary import Spread
 from .kernel import ROWS
@@ -36,13 +37,29 @@ class Hooked:
             plans = random_plans(batch, ROWS, width, "cuda")
             trace = torch.empty(batch, ROWS, 2, device="cuda")
             self.hooks[layer] = partial(
-                steer_triton, buffers=plans, token_slot=self.slot, token_rows=rows, trace=trace
+                _steer, plans=plans, slot=self.slot, rows=rows, trace=trace, history=History.blank(batch, "cuda")
             )
 
     def use(self, variant: str) -> None:
         """Steer as the variant says: the recorded graph stays, what its buffers hold changes."""
         each = torch.arange(len(self.slot), dtype=torch.int32, device="cuda")
         self.slot.copy_({"idle": each * 0 - 1, "one plan": each * 0, "plans": each}[variant])
+
+
+def _steer(
+    stream: torch.Tensor,
+    addend: torch.Tensor | None,
+    *,
+    plans: PointBuffers,
+    slot: torch.Tensor,
+    rows: torch.Tensor,
+    trace: torch.Tensor,
+    history: History,
+) -> None:
+    """The three launches that stand behind a layer."""
+    note_triton(stream, addend, plans, slot, rows, history)
+    steer_triton(stream, addend, plans, slot, rows, trace, history)
+    hold_triton(stream, addend, plans, slot, trace, history)
 
 
 def measure(

@@ -28,10 +28,11 @@ def random_plans(slots: int, rows: int, width: int, device: torch.device | str) 
     generator = torch.Generator(device).manual_seed(0)
     buffers.encoder.normal_(std=width**-0.5, generator=generator)
     buffers.decoder.normal_(std=width**-0.5, generator=generator)
-    buffers.params[:] = torch.tensor((0.0, *_ACTIVATIONS[0], *_EDITS[0]), device=device)
+    buffers.params[..., :9] = torch.tensor((0.0, *_ACTIVATIONS[0], *_EDITS[0]), device=device)
     buffers.above.fill_(-_INF)
     buffers.below.fill_(_INF)
     buffers.bit[:] = torch.arange(rows, device=device)
+    buffers.row[:] = buffers.bit
     buffers.count.fill_(rows)
     return buffers
 
@@ -42,7 +43,7 @@ def vary(buffers: PointBuffers) -> None:
     for slot in range(slots):
         for k in range(rows):
             kind = (0.1, *_ACTIVATIONS[(slot + k) % 4], *_EDITS[(slot + k) % 6])
-            buffers.params[slot, k] = torch.tensor(kind)
+            buffers.params[slot, k, :9] = torch.tensor(kind)
             if k % 3 == 2:
                 buffers.gated[slot, k] = True
                 buffers.above[slot, k, (k + 1) % rows] = -0.5

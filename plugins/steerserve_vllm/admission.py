@@ -7,21 +7,23 @@ import contextvars
 import functools
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 
-from steerserve.carried import CARRIED
+from steerserve.carried import CARRIED, Carried
 from steerserve.catalog import Catalog
 from steerserve.errors import RequestError, RouteError
 from steerserve.metrics import count_rejection, observe_admission
 from steerserve.plan import Plan, compile_plan
-from steerserve.spec import parse_spec, parse_spec_json
+from steerserve.policy.enforcement import Caller, Enforcement, Merged
+from steerserve.spec import SteeringSpec, parse_spec, parse_spec_json
 
 from . import front_end
 from .seams import wrap
-from .setup import catalog_for, check_engine, config_for
+from .setup import catalog_for, check_engine, config_for, enforcement_for
 
 __all__ = ["PLAN_KEY", "SPEC_KEY", "TICKET_KEY", "install", "plan_of"]
 
@@ -31,6 +33,8 @@ TICKET_KEY = "steering_ticket"
 PLAN_KEY = "steerserve"
 
 _CATALOG = "_steerserve_catalog"
+_ENFORCEMENT = "_steerserve_enforcement"
+_MODEL = "_steerserve_model"
 
 
 def install() -> None:
@@ -53,10 +57,17 @@ def _wrap_init(original: Callable[..., Any]) -> Callable[..., Any]:
             check_engine(vllm_config)
             front_end.install()
         setattr(self, _CATALOG, catalog_for(vllm_config))
+        setattr(self, _ENFORCEMENT, enforcement_for(vllm_config))
+        setattr(self, _MODEL, _served_name(vllm_config.model_config))
         original(self, vllm_config, *args, **kwargs)
         self.process_inputs_async = _in_thread_with_context(self.process_inputs, self.renderer._executor)
 
     return init
+
+
+def _served_name(model_config: Any) -> str:
+    names = model_config.served_model_name or model_config.model
+    return str(names if isinstance(names, str) else names[0])
 
 
 def _in_thread_with_context(function: Callable[..., Any], executor: Any) -> Callable[..., Any]:
@@ -76,77 +87,111 @@ def _wrap_process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         extra = dict(getattr(params, "extra_args", None) or {})
         carried = CARRIED.get()
-        if carried is None and not extra.keys() & {SPEC_KEY, TICKET_KEY, PLAN_KEY}:
+        asks = (carried is not None and carried.own is not None) or extra.keys() & _OURS
+        if not asks and getattr(self, _ENFORCEMENT) is None:
             return original(self, request_id, prompt, params, *args, **kwargs)
         started = time.perf_counter()
+        lora = args[2] if len(args) > 2 else kwargs.get("lora_request")
         try:
-            plan, ticket = _admit(extra, getattr(self, _CATALOG), request_id)
+            merged, ticket = _admit(self, extra, request_id, lora)
+            if merged.plan is None:
+                return original(self, request_id, prompt, params, *args, **kwargs)
             _check_params(params)
-        except RequestError as error:
-            count_rejection(error.reason)
-            raise VLLMValidationError(str(error), parameter=error.param) from error
-        spent = time.perf_counter() - started + (carried.seconds if carried is not None else 0.0)
-        request = original(self, request_id, prompt, params, *args, **kwargs)
-        try:
+            spent = time.perf_counter() - started + (carried.seconds if carried is not None else 0.0)
+            request = original(self, request_id, prompt, params, *args, **kwargs)
             _check_request(request)
         except RequestError as error:
-            count_rejection(error.reason)
+            if carried is not None:
+                carried.refused = error
+            else:
+                count_rejection(error.reason)
             raise VLLMValidationError(str(error), parameter=error.param) from error
-        for key in (SPEC_KEY, TICKET_KEY):
-            extra.pop(key, None)
-        request.sampling_params.extra_args = {**extra, PLAN_KEY: {"plan": plan.wire, "ticket": ticket}}
+        _put(request.sampling_params, extra, merged.plan, ticket)
         if carried is not None:
             carried.admitted += 1
-        observe_admission(plan, spent)
+            carried.merged = merged
+        observe_admission(merged.plan, spent)
         return request
 
     return process_inputs
 
 
-def _admit(extra: dict[str, Any], catalog: Catalog | None, request_id: str) -> tuple[Plan, str]:
-    carried = CARRIED.get()
+_OURS = {SPEC_KEY, TICKET_KEY, PLAN_KEY}
+
+
+def _put(params: SamplingParams, extra: dict[str, Any], plan: Plan, ticket: str) -> None:
+    kept = {key: value for key, value in extra.items() if key not in _OURS}
+    params.extra_args = {**kept, PLAN_KEY: {"plan": plan.wire, "ticket": ticket}}
+    if plan.needs_history:
+        params.skip_reading_prefix_cache = True
+
+
+def _admit(processor: Any, extra: dict[str, Any], request_id: str, lora: Any) -> tuple[Merged, str]:
+    """What the request's own steering and the policies in force make of it, and the name of its report."""
+    carried, catalog = CARRIED.get(), getattr(processor, _CATALOG)
+    enforcement: Enforcement | None = getattr(processor, _ENFORCEMENT)
+    own, ticket = _own(extra, carried, catalog, request_id)
+    if enforcement is None:
+        return Merged(own), ticket
+    known = carried.in_force if carried is not None else None
+    in_force = known if known is not None else enforcement.current()
+    model = lora.lora_name if lora is not None else getattr(processor, _MODEL)
+    merged = in_force.merge(own, replace(carried.caller if carried is not None else Caller(), model=model))
+    if carried is not None and merged.policies:
+        ticket = carried.ticket
+    return merged, ticket
+
+
+def _own(
+    extra: dict[str, Any], carried: Carried | None, catalog: Catalog | None, request_id: str
+) -> tuple[Plan | None, str]:
+    """What the request itself asks for, by its body or by `extra_args`."""
     if PLAN_KEY in extra or (TICKET_KEY in extra and SPEC_KEY not in extra):
         raise RequestError(f"expected no `{PLAN_KEY}` in extra_args, which only the server sets")
+    in_body = carried is not None and carried.own is not None
+    if not in_body and SPEC_KEY not in extra:
+        return None, ""
     if catalog is None:
         raise RouteError("expected no `steering`: no SAE is served here", reason="not_configured")
-    if carried is not None:
-        if SPEC_KEY in extra:
-            raise RequestError("expected `steering` once, got it in the body and in `vllm_xargs`")
-        return carried.plan, carried.ticket if carried.spec.report else ""
-    value, ticket = extra[SPEC_KEY], extra.get(TICKET_KEY, request_id)
-    text = value if isinstance(value, str) else None
+    if in_body and SPEC_KEY in extra:
+        raise RequestError("expected `steering` once, got it in the body and in `vllm_xargs`")
+    if in_body and carried is not None:
+        return carried.own, carried.ticket if carried.wants_report else ""
+    ticket = extra.get(TICKET_KEY, request_id)
     if not isinstance(ticket, str) or len(ticket) > 256:
         raise RequestError(f"expected `{TICKET_KEY}` to be a short string")
-    if text is None:
+    spec, plan = _compiled(extra[SPEC_KEY], catalog)
+    if carried is not None:
+        carried.check(plan, catalog)
+    return plan, ticket if spec.report else ""
+
+
+_CACHE: dict[tuple[int, str], tuple[SteeringSpec, Plan]] = {}
+
+
+def _compiled(value: object, catalog: Catalog) -> tuple[SteeringSpec, Plan]:
+    """Plans of JSON text are remembered: applications send the same few plans again and again."""
+    if not isinstance(value, str):
         spec = parse_spec(value)
-        return compile_plan(spec, catalog), ticket if spec.report else ""
-    plan, report = _compiled(text, catalog)
-    return plan, ticket if report else ""
-
-
-_CACHE: dict[tuple[int, str], tuple[Plan, bool]] = {}
-
-
-def _compiled(text: str, catalog: Catalog) -> tuple[Plan, bool]:
-    """Plans of JSON text, remembered: applications send the same few plans again and again."""
-    key = (id(catalog), text)
+        return spec, compile_plan(spec, catalog)
+    key = (id(catalog), value)
     if key not in _CACHE:
-        spec = parse_spec_json(text)
+        spec = parse_spec_json(value)
         if len(_CACHE) >= 1024:
             _CACHE.clear()
-        _CACHE[key] = compile_plan(spec, catalog), spec.report
+        _CACHE[key] = spec, compile_plan(spec, catalog)
     return _CACHE[key]
 
 
 def _check_params(params: Any) -> None:
     if not isinstance(params, SamplingParams):
-        raise RouteError("expected `steering` on a generating route only", reason="route")
+        raise RouteError("expected `steering`, and policies, on generating routes only", reason="route")
 
 
 def _check_request(request: Any) -> None:
     if request.prompt_embeds is not None:
-        raise RouteError(
-            "expected no `steering` beside prompt embeddings, which have no tokens", reason="route"
-        )
+        message = "expected no prompt embeddings, which have no tokens, beside `steering` or a policy"
+        raise RouteError(message, reason="route")
     if request.resumable:
-        raise RouteError("expected no `steering` on a resumable session, whose prompt grows", reason="route")
+        message = "expected no resumable session, whose prompt grows, beside `steering` or a policy"
+        raise RouteError(message, reason="route")

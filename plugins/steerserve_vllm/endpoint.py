@@ -9,15 +9,23 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.datastructures import State
 from vllm import __version__ as vllm_version
+from vllm import envs
 
+from steerserve.access.binding import check_binding
+from steerserve.access.keyring import KeyRing
+from steerserve.audit import AuditLog
+from steerserve.catalog import Catalog
+from steerserve.config import SteerserveConfig, parse_config
 from steerserve.report import Reporter
 from steerserve.server.collector import ReportCollector
+from steerserve.server.guard import KeyGuard
 from steerserve.server.middleware import SteeringMiddleware
+from steerserve.server.recorder import Recorder
 from steerserve.server.routes import build_router
 from steerserve.server.routing import served
 from steerserve.server.state import SteeringState
 
-from .setup import catalog_for
+from .setup import catalog_for, enforcement_for
 
 __all__ = ["SteeringEndpoints", "ask_workers"]
 
@@ -36,6 +44,8 @@ class SteeringEndpoints:
         app.state.steerserve = state
         app.include_router(build_router(state))
         app.add_middleware(SteeringMiddleware, state=state)
+        # The last one added stands outermost: nobody passes the steering without passing the guard.
+        app.add_middleware(KeyGuard, state=state)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """Connect the HTTP side to the engine, where there is one that steers.
@@ -45,13 +55,18 @@ class SteeringEndpoints:
         steering: SteeringState = state.steerserve
         names = args.served_model_name or [args.model]
         steering.model = names[0] if isinstance(names, list) else names
+        own = parse_config(args.additional_config)
+        if own is not None:
+            _guard(steering, own, args)
         if engine_client is None:
             return
         config = engine_client.vllm_config
         steering.catalog = catalog_for(config)
-        if steering.catalog is None:
+        if steering.catalog is None or own is None:
             return
         parallel = config.parallel_config
+        steering.enforcement = enforcement_for(config)
+        steering.recorder = _recorder(own, steering.catalog, max(0, parallel._api_process_rank))
         steering.reporter = Reporter(steering.catalog)
         steering.collector = ReportCollector(
             ask_workers(engine_client),
@@ -59,6 +74,29 @@ class SteeringEndpoints:
             several_servers=parallel._api_process_count > 1,
         )
         steering.collector.start()
+
+
+def _guard(state: SteeringState, config: SteerserveConfig, args: Namespace) -> None:
+    """Keys, and whether the server may be reached from where it listens.
+
+    Raises: ConfigError or KeyFileError.
+    """
+    state.server_keys = tuple(key for key in (args.api_key or [envs.VLLM_API_KEY]) if key)
+    guarded = config.keys is not None or bool(state.server_keys)
+    check_binding(args.host, args.uds, guarded=guarded, open_to_all=config.open_to_all)
+    if config.keys is not None:
+        state.keys = KeyRing(config.keys)
+
+
+def _recorder(config: SteerserveConfig, catalog: Catalog, rank: int) -> Recorder:
+    """Of this process, which writes a chain of its own.
+
+    Raises: AuditError if the log cannot be written.
+    """
+    if config.audit is None:
+        return Recorder()
+    log = AuditLog(config.audit.folder, f"audit-{rank}", key=config.audit.signing_key)
+    return Recorder(log, catalog, strict=config.audit.on_failure == "refuse")
 
 
 def ask_workers(engine_client: Any) -> Any:

@@ -12,7 +12,16 @@ from typing import Any
 from steerserve.config import parse_config
 from steerserve.errors import IncompatibleError
 
-__all__ = ["FRONT_END_SEAMS", "SEAMS", "V2_SEAMS", "Seam", "check", "refuse_configuration", "wrap"]
+__all__ = [
+    "COHERE_SEAMS",
+    "FRONT_END_SEAMS",
+    "SEAMS",
+    "V2_SEAMS",
+    "Seam",
+    "check",
+    "refuse_configuration",
+    "wrap",
+]
 
 TESTED_VERSIONS = ("0.32.0",)
 
@@ -72,6 +81,12 @@ SEAMS = {
         ("self", "input_ids", "positions", "intermediate_tensors", "inputs_embeds"),
     ),
     "worker_init": Seam("vllm.v1.worker.worker_base", "WorkerBase.__init__", ("self", "vllm_config")),
+    "sample_tokens": Seam(_RUNNER, "GPUModelRunner.sample_tokens", ("self", "grammar_output")),
+    "update_from_output": Seam(
+        "vllm.v1.core.sched.scheduler",
+        "Scheduler.update_from_output",
+        ("self", "scheduler_output", "model_runner_output"),
+    ),
 }
 
 # Only a worker of the V2 runner has these; vLLM's CPU build must patch torch before they are imported.
@@ -80,6 +95,7 @@ V2_SEAMS = {
         "vllm.v1.worker.gpu.model_states", "resolve_model_state_cls", ("vllm_config", "model")
     ),
     "finish_requests": Seam(_RUNNER_V2, "GPUModelRunner.finish_requests", ("self", "scheduler_output")),
+    "sample_tokens_v2": Seam(_RUNNER_V2, "GPUModelRunner.sample_tokens", ("self", "grammar_output")),
     **{
         name: Seam("vllm.v1.worker.gpu.model_states.interface", f"ModelState.{name}", ("self", *parameters))
         for name, parameters in {
@@ -100,6 +116,33 @@ FRONT_END_SEAMS = {
     ),
     "run_batch_request": Seam(
         "vllm.entrypoints.launchers.run_batch", "run_request", ("serving_engine_func", "request", "tracker")
+    ),
+    "completion_output": Seam(
+        "vllm.v1.engine.output_processor",
+        "RequestState._new_completion_output",
+        ("self", "token_ids", "finish_reason", "stop_reason"),
+    ),
+    "chat_full_generator": Seam(
+        "vllm.entrypoints.openai.chat_completion.serving",
+        "OpenAIServingChat.chat_completion_full_generator",
+        ("self", "request", "result_generator"),
+    ),
+    "responses_full_generator": Seam(
+        "vllm.entrypoints.openai.responses.serving",
+        "OpenAIServingResponses.responses_full_generator",
+        ("self", "request", "sampling_params", "result_generator", "context"),
+    ),
+    "anthropic_stop_reason": Seam(
+        "vllm.entrypoints.anthropic.serving",
+        "_to_anthropic_stop_reason",
+        ("finish_reason", "stop_reason", "tool_used", "tool_complete"),
+    ),
+}
+
+# Only a front end with Cohere's library installed has these.
+COHERE_SEAMS = {
+    "cohere_finish_reason": Seam(
+        "vllm.entrypoints.cohere.serving", "_map_finish_reason", ("reason", "stop_reason")
     ),
 }
 
@@ -137,7 +180,7 @@ def refuse_configuration(error: IncompatibleError) -> None:
 
 def wrap(name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
     """Replace a seam's function by `make(original)`."""
-    seam = (SEAMS | V2_SEAMS | FRONT_END_SEAMS)[name]
+    seam = (SEAMS | V2_SEAMS | FRONT_END_SEAMS | COHERE_SEAMS)[name]
     owner, attribute = seam.owner(), seam.name.rsplit(".", 1)[-1]
     original = getattr(owner, attribute)
     setattr(owner, attribute, functools.wraps(original)(make(original)))

@@ -10,10 +10,12 @@ from steerserve.catalog import Catalog, build_catalog
 from steerserve.config import HarvestPoints, SteerserveConfig, parse_config
 from steerserve.errors import IncompatibleError
 from steerserve.hookpoint import HookPoint
+from steerserve.policy.enforcement import Enforcement
 from steerserve.sae.hook import Hook
 
-__all__ = ["catalog_for", "check_engine", "config_for", "harvest_points"]
+__all__ = ["catalog_for", "check_engine", "config_for", "enforcement_for", "harvest_points"]
 
+_enforcements: dict[tuple[str, str], Enforcement] = {}
 _catalogs: dict[tuple[str, str], Catalog] = {}
 
 
@@ -38,8 +40,23 @@ def catalog_for(vllm_config: Any) -> Catalog | None:
             n_layers=model.get_total_num_hidden_layers(),
             d_model=model.get_hidden_size(),
             special_tokens=_special_tokens(model),
+            stages=vllm_config.parallel_config.pipeline_parallel_size,
         )
     return _catalogs[key]
+
+
+def enforcement_for(vllm_config: Any) -> Enforcement | None:
+    """The policies of this engine, once per process; None where no folder of policies is configured.
+
+    Raises: PolicyError if they cannot be enforced: the server must not start.
+    """
+    config, catalog = config_for(vllm_config), catalog_for(vllm_config)
+    if config is None or catalog is None or config.policies is None:
+        return None
+    key = (vllm_config.model_config.model, config.model_dump_json())
+    if key not in _enforcements:
+        _enforcements[key] = Enforcement(config.policies, catalog)
+    return _enforcements[key]
 
 
 def harvest_points(harvest: HarvestPoints, n_layers: int) -> dict[int, Hook]:

@@ -23,6 +23,7 @@ from ..sae import Sae
 from ..sae.resident import Resident
 from ..slots import SlotTable
 from ..steer.buffers import PointBuffers
+from ..steer.history import NEVER
 from ..tally import Tallies, Tally
 from ..window import Selector
 
@@ -78,10 +79,12 @@ class Runtime(ABC):
         self.special = np.zeros(vocab, dtype=np.bool_)
         self.special[[token for token in catalog.special_tokens if token < vocab]] = True
         self._trace = {p: torch.empty(max_tokens, rows, 2, device=device) for p in points}
+        self._since = self.tallies.since
         self._requests: dict[str, Request] = {}
         self._plans: dict[str, Plan] = {}
         self._batch_ids: list[str] | None = None
         self._batch: list[Request | None] = []
+        self._may_abort = False
 
     @property
     def nbytes(self) -> int:
@@ -108,7 +111,7 @@ class Runtime(ABC):
         self._plans[plan.digest] = plan
         selector = plan.selector(len(prompt))
         masks = selector.masks(0, prompt[:computed], self.special)
-        bits = np.arange(len(plan.rows))
+        bits = np.array(plan.bits.row, dtype=np.int64)
         from_cache = ((masks[:, None] >> bits) & 1).sum(axis=0)
         table = self.tallies.open(computed)
         self._requests[request_id] = Request(plan, selector, ticket, table, from_cache, settled=computed)
@@ -146,11 +149,36 @@ class Runtime(ABC):
                 tallies[request.ticket].append(live[id(request)])
                 request.ticket = ""
         return {
-            "tallies": {ticket: [row for t in found for row in t.wire] for ticket, found in tallies.items()},
+            "tallies": {ticket: [t.wire for t in found] for ticket, found in tallies.items()},
             "requests": {ticket: len(found) for ticket, found in tallies.items()},
             "tokens": self.tallies.totals(live.values()),
             "slots": {"in_use": self.slots.in_use, "capacity": self.slots.capacity},
         }
+
+    @property
+    def may_abort(self) -> bool:
+        """Whether any request of the step's batch could end in it."""
+        return self._may_abort
+
+    def aborts(self) -> dict[str, int]:
+        """Where requests of the last step's batch end: the first position at which a condition held that ends
+        them, or at which a row of a policy could not be held. Drafts count, whether they stand or not."""
+        return self.aborts_of(self.notes()) if self._may_abort else {}
+
+    def notes(self) -> Tensor:
+        """[R, 128] what is noted of the batch's requests, on the device; nothing waits for it."""
+        tables = [request.table if request is not None else 0 for request in self._batch]
+        return self._since.index_select(0, torch.tensor(tables, dtype=torch.int64).to(self.device))
+
+    def aborts_of(self, notes: Tensor) -> dict[str, int]:
+        """As `aborts`, of notes that have reached the host."""
+        found: dict[str, int] = {}
+        ids = self._batch_ids or []
+        for request_id, request, row in zip(ids, self._batch, notes.numpy(), strict=True):
+            ends = row[request.plan.ending] if request is not None else row[:0]
+            if len(ends) and (first := int(ends.min())) < NEVER:
+                found[request_id] = first
+        return found
 
     @abstractmethod
     def _lay_out(self, batch: list[Request | None]) -> None:
@@ -172,6 +200,7 @@ class Runtime(ABC):
             if entering is not None and entering.slot < 0:
                 self._take_slot(entering)
         self._lay_out(batch)
+        self._may_abort = any(request is not None and request.plan.may_abort for request in batch)
         self._batch, self._batch_ids = batch, list(request_ids)
 
     def _take_slot(self, request: Request) -> None:

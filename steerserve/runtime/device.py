@@ -15,7 +15,15 @@ from torch import Tensor
 
 from ..catalog import Catalog
 from ..steer.dense import steer_dense
-from ..steer.triton import DeviceBatch, count_triton, fill_triton, steer_triton
+from ..steer.history import History
+from ..steer.triton import (
+    DeviceBatch,
+    count_triton,
+    fill_triton,
+    hold_triton,
+    note_triton,
+    steer_triton,
+)
 from ..tokens import Batch
 from .base import Request, Runtime
 
@@ -70,6 +78,7 @@ class DeviceRuntime(Runtime):
             self._rows,
             self._table,
             self._position,
+            self._since,
         )
         n = len(self._batch)
         self._ends = positions[(starts[1 : n + 1] - 1).long()] + 1
@@ -115,14 +124,28 @@ class DeviceRuntime(Runtime):
         tokens = stream.shape[0]
         buffers, trace = self.buffers[point], self._trace[point]
         slot, rows = self._slot[:tokens], self._rows[:tokens]
+        history = History(self._table[:tokens], self._position[:tokens], self._since)
+        formula, dense = slot, None
         if self._dense and buffers.dense_slots:
             whole = (slot >= 0) & buffers.dense[slot.long().clamp(min=0)]
-            at = torch.nonzero(whole)[:, 0]
-            own = trace[at]
-            steer_dense(stream, addend, buffers, at, slot[at], rows[at], own, self.residents)
-            trace[at] = own
-            slot = torch.where(whole, -1, slot)
-        steer_triton(stream, addend, buffers, slot, rows, trace)
+            dense, formula = torch.nonzero(whole)[:, 0], torch.where(whole, -1, slot)
+        note_triton(stream, addend, buffers, formula, rows, history)
+        own = None if dense is None else self._steer_dense(point, stream, addend, dense, history)
+        steer_triton(stream, addend, buffers, formula, rows, trace, history)
+        if dense is not None and own is not None:
+            trace[dense] = own
+        hold_triton(stream, addend, buffers, slot, trace, history)
+
+    def _steer_dense(
+        self, point: int, stream: Tensor, addend: Tensor | None, at: Tensor, history: History
+    ) -> Tensor:
+        """Steer the tokens `at`, which need a whole SAE. Returns: their trace."""
+        trace, rows = self._trace[point][at], self._rows[at]
+        notes = History(history.table[at], history.position[at], history.since)
+        places = (at, self._slot[at], rows)
+        steer_dense(stream, addend, self.buffers[point], *places, trace, self.residents, notes)
+        self._rows[at] = rows
+        return trace
 
     def _lay_out(self, batch: list[Request | None]) -> None:
         self._layout = None

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..catalog import Catalog
-from ..steer.cpu import steer_cpu
+from ..steer.cpu import hold_cpu, note_cpu, steer_cpu
 from ..steer.dense import steer_dense
+from ..steer.history import NEVER, History
 from ..tokens import Batch, TokenMap
 from .base import Request, Runtime
 
@@ -41,7 +42,10 @@ class HostRuntime(Runtime):
     def __init__(self, catalog: Catalog, points: Sequence[int], **sizes: Any) -> None:
         super().__init__(catalog, points, **sizes)
         self.tokens = TokenMap(sizes["max_tokens"], self.special)
-        self._counted = {p: (b.count.numpy(), b.bit.numpy()) for p, b in self.buffers.items()}
+        self._counted = {p: (b.count.numpy(), b.row.numpy()) for p, b in self.buffers.items()}
+        self._token_table = torch.zeros(sizes["max_tokens"], dtype=torch.int32)
+        self._token_position = torch.from_numpy(self.tokens.position)
+        self._noted: Int64 = np.empty(0, dtype=np.int64)
         self._trace_view = {point: trace.numpy() for point, trace in self._trace.items()}
         self._settled: Int64 = np.empty(0, dtype=np.int64)
         self._table_of: Int32 = np.empty(0, dtype=np.int32)
@@ -78,9 +82,18 @@ class HostRuntime(Runtime):
         if self._layout is None:
             return
         count = self.tokens.fill(self._layout, scheduled, computed, token_ids)
+        self._take_back(computed)
         if count:
+            self._token_table.numpy()[:count] = self._table_of[self.tokens.owner[:count]]
             ends = computed + scheduled
             self._pending = _Step(self._batch_ids or [], self._settled, self._table_of, count, ends, drafts)
+
+    def _take_back(self, computed: Int32) -> None:
+        """Forget what was noted at positions that are computed again."""
+        if len(self._noted):
+            tables, since = self._table_of[self._noted], self._since.numpy()
+            notes = since[tables]
+            since[tables] = np.where(notes >= computed[self._noted][:, None], NEVER, notes)
 
     def end_step(self) -> None:
         self.tokens.clear()
@@ -124,17 +137,35 @@ class HostRuntime(Runtime):
             return
         tokens, buffers, trace = self.tokens, self.buffers[point], self._trace[point]
         index, slot, rows = tokens.index[:n], tokens.slot[:n], tokens.rows[:n]
+        history = History(self._token_table[:n], self._token_position[:n], self._since)
+        formula, dense = slot, None
         if buffers.dense_slots:
             whole = buffers.dense[slot.long()]
             if whole.any():
-                at = torch.nonzero(whole)[:, 0]
-                own = trace[at]
-                steer_dense(stream, addend, buffers, index[at], slot[at], rows[at], own, self.residents)
-                slot = torch.where(whole, -1, slot)
-                steer_cpu(stream, addend, buffers, index, slot, rows, trace)
-                trace[at] = own
-                return
-        steer_cpu(stream, addend, buffers, index, slot, rows, trace)
+                dense = torch.nonzero(whole)[:, 0]
+                formula = torch.where(whole, -1, slot)
+        if buffers.stateful_slots:
+            note_cpu(stream, addend, buffers, index, formula, rows, history)
+        if dense is None:
+            steer_cpu(stream, addend, buffers, index, slot, rows, trace, history)
+        else:
+            own = self._steer_dense(point, stream, addend, dense, history)
+            steer_cpu(stream, addend, buffers, index, formula, rows, trace, history)
+            trace[dense] = own
+        if buffers.held_slots:
+            hold_cpu(stream, addend, buffers, index, slot, trace, history)
+
+    def _steer_dense(
+        self, point: int, stream: Tensor, addend: Tensor | None, at: Tensor, history: History
+    ) -> Tensor:
+        """Steer the mapped tokens `at`, which need a whole SAE. Returns: their trace."""
+        tokens = self.tokens
+        trace, rows = self._trace[point][at], tokens.rows[at]
+        notes = History(history.table[at], history.position[at], history.since)
+        places = (tokens.index[at], tokens.slot[at], rows)
+        steer_dense(stream, addend, self.buffers[point], *places, trace, self.residents, notes)
+        tokens.rows[at] = rows
+        return trace
 
     def _lay_out(self, batch: list[Request | None]) -> None:
         for request, settled in zip(self._batch, self._settled.tolist(), strict=True):
@@ -142,6 +173,8 @@ class HostRuntime(Runtime):
                 request.settled = settled
         self._settled = np.array([0 if r is None else r.settled for r in batch], dtype=np.int64)
         self._table_of = np.array([-1 if r is None else r.table for r in batch], dtype=np.int32)
+        noted = [i for i, r in enumerate(batch) if r is not None and r.plan.notes]
+        self._noted = np.array(noted, dtype=np.int64)
         self._layout = None
         if any(request is not None for request in batch):
             slots = [-1 if request is None else request.slot for request in batch]

@@ -10,7 +10,7 @@ from typing import Any
 from steerserve.errors import RequestError, RouteError
 from steerserve.spec import MAX_JSON_CHARS
 
-__all__ = ["take_steering"]
+__all__ = ["mentions_beam_search", "take_steering"]
 
 FIELD = "steering"
 
@@ -22,6 +22,7 @@ def _spelled(name: str) -> str:
 
 
 _KEY = re.compile(f'"{_spelled(FIELD)}"'.encode())
+_BEAMS = re.compile(f'"{_spelled("use_beam_search")}"'.encode())
 _FORM_FIELD = re.compile(
     rb"""content-disposition:[^\r\n]*[;\s]name\*?=(?:"|utf-8'[^']*')?steering["\s;\r\n]""", re.IGNORECASE
 )
@@ -61,6 +62,19 @@ def take_steering(body: bytes, content_type: str = "") -> tuple[object, dict[str
         _check_size(value)
     _check_keys(value)
     return value, document
+
+
+def mentions_beam_search(body: bytes | dict[str, Any]) -> bool:
+    """Whether a body's `use_beam_search` is true; one that was not decoded is searched first."""
+    if isinstance(body, dict):
+        return bool(body.get("use_beam_search"))
+    if _BEAMS.search(body) is None and b"\0" not in body:
+        return False
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and bool(document.get("use_beam_search"))
 
 
 def _check_form(body: bytes) -> None:

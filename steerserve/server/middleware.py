@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from steerserve.access.permission import check_may_steer
 from steerserve.carried import CARRIED, Carried
 from steerserve.errors import RequestError, RouteError
-from steerserve.metrics import count_rejection
+from steerserve.metrics import count_rejection, observe_watches
 from steerserve.plan import compile_plan
+from steerserve.policy.enforcement import Caller
+from steerserve.policy.outcome import policy_entries
 from steerserve.spec import parse_spec
 
-from .body import take_steering
+from .body import mentions_beam_search, take_steering
+from .guard import principal_of
 from .refusal import refusal
 from .reply import SteeredReply
-from .routing import check_options, check_route, path_of
+from .routing import CARRYING, check_options, check_route, path_of
 from .state import SteeringState
 from .websocket import unsteered_only
 
@@ -31,8 +37,9 @@ _WITH_BODY = ("PATCH", "POST", "PUT")
 class SteeringMiddleware:
     """Pure ASGI, inside authentication and outside every route.
 
-    A request without `steering` reaches the app with the bytes that came. One with it is checked to the last
-    field before the app sees any of it; the app runs in a context that carries the plan to admission.
+    A request that neither asks for steering nor is under a policy reaches the app with the bytes that came.
+    What one asks for is checked to the last field before the app sees any of it; the app runs in a context
+    that carries it to admission, with who asks and by which route.
     """
 
     def __init__(self, app: ASGIApp, state: SteeringState) -> None:
@@ -45,7 +52,7 @@ class SteeringMiddleware:
         elif scope["type"] == "http" and scope["method"] in _WITH_BODY:
             await self._handle(scope, receive, send)
         elif scope["type"] == "websocket":
-            await self.app(scope, unsteered_only(receive, send), send)
+            await self._converse(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
@@ -55,24 +62,40 @@ class SteeringMiddleware:
         finally:
             await self.state.close()
 
+    async def _converse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with _carrying(self._carried(scope)):
+            await self.app(scope, unsteered_only(receive, send), send)
+
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await _read(receive)
         if body is None:
             return
+        carried = self._carried(scope)
         try:
             taken = take_steering(body, Headers(scope=scope).get("content-type", ""))
-            carried = None if taken is None else self._compile(path_of(scope), *taken)
+            if taken is not None:
+                self._compile(path_of(scope), *taken, carried)
+            self._check_alone(path_of(scope), body if taken is None else taken[1], carried)
         except RequestError as error:
             count_rejection(error.reason)
-            await refusal(error, path_of(scope))(scope, receive, send)
+            reply = refusal(error, path_of(scope))
+            await self.state.recorder.refused(scope, carried, error)
+            await reply(scope, receive, send)
             return
-        if taken is None or carried is None:
+        if taken is None and not self.state.is_guarded:
             await self.app(scope, _replay(body, receive), send)
             return
-        scope, body = _with_body(scope, taken[1])
+        if taken is not None:
+            scope, body = _with_body(scope, taken[1])
         await self._steer(scope, _replay(body, receive), send, carried)
 
-    def _compile(self, path: str, value: object, rest: dict[str, Any]) -> Carried:
+    def _carried(self, scope: Scope) -> Carried:
+        principal, enforcement = principal_of(scope), self.state.enforcement
+        caller = Caller(None, path_of(scope), principal.scopes, principal.name)
+        in_force = None if enforcement is None else enforcement.current()
+        return Carried(caller=caller, principal=principal, in_force=in_force)
+
+    def _compile(self, path: str, value: object, rest: dict[str, Any], carried: Carried) -> None:
         """Check everything about a request that can be known before the engine sees it.
 
         Raises: RequestError naming the first field that is wrong.
@@ -80,38 +103,81 @@ class SteeringMiddleware:
         check_route(path)
         if self.state.catalog is None:
             raise RouteError("expected no `steering`: no SAE is served here", reason="not_configured")
+        check_may_steer(carried.principal)
         started = time.perf_counter()
-        spec = parse_spec(value)
+        carried.spec = parse_spec(value)
         check_options(rest)
-        plan = compile_plan(spec, self.state.catalog)
-        return Carried(spec, plan, seconds=time.perf_counter() - started)
+        carried.own = compile_plan(carried.spec, self.state.catalog)
+        carried.check(carried.own, self.state.catalog)
+        carried.seconds = time.perf_counter() - started
+
+    def _check_alone(self, path: str, body: bytes | dict[str, Any], carried: Carried) -> None:
+        """Refuse what policies cannot be enforced on, and everything while it could not be audited.
+
+        Raises: RouteError or UnavailableError.
+        """
+        if carried.in_force is None or path not in CARRYING:
+            return
+        self.state.recorder.check(carried)
+        if carried.in_force.depends_on_position and mentions_beam_search(body):
+            message = (
+                "expected no `use_beam_search`: a policy in force depends on positions, which beams lose"
+            )
+            raise RouteError(message, at=("use_beam_search",), reason="combination")
 
     async def _steer(self, scope: Scope, receive: Receive, send: Send, carried: Carried) -> None:
-        async def make_report() -> dict[str, Any] | None:
-            return await self._report(carried)
+        async def finish() -> dict[str, Any] | None:
+            return await self._finish(scope, carried)
 
-        def refuse(error: RouteError) -> JSONResponse:
+        def refuse(error: RequestError) -> JSONResponse:
             count_rejection(error.reason)
             return refusal(error, path_of(scope))
 
-        reply = SteeredReply(send, carried, make_report, refuse)
-        token = CARRIED.set(carried)
-        try:
-            await self.app(scope, receive, reply.send)
-        except Exception:
-            if not reply.refused:
-                raise
-        finally:
-            CARRIED.reset(token)
-            if carried.spec.report and not reply.finished and self.state.collector is not None:
-                self.state.collector.abandon(carried.ticket)
+        reply = SteeredReply(send, carried, finish, refuse)
+        with _carrying(carried):
+            try:
+                await self.app(scope, receive, reply.send)
+            except Exception:
+                if not reply.refused:
+                    raise
+            finally:
+                await self._leave(scope, carried, reply)
 
-    async def _report(self, carried: Carried) -> dict[str, Any] | None:
-        state = self.state
-        if not carried.spec.report or state.collector is None or state.reporter is None:
+    async def _leave(self, scope: Scope, carried: Carried, reply: SteeredReply) -> None:
+        """However it ended: what no reply asked for is forgotten, and put on record."""
+        if carried.counts and not reply.asked and self.state.collector is not None:
+            self.state.collector.abandon(carried.ticket)
+        await self.state.recorder.ended(scope, carried, reply)
+
+    async def _finish(self, scope: Scope, carried: Carried) -> dict[str, Any] | None:
+        """What the reply's end waits for: the counts, their report where it is wanted, and the record.
+
+        Raises: UnavailableError if the record cannot be written.
+        """
+        state, tally = self.state, None
+        if carried.counts and state.collector is not None:
+            tally = await state.collector.collect(carried.ticket)
+            observe_watches(carried.merged, tally)
+        await state.recorder.served(scope, carried, tally)
+        if not carried.wants_report or state.reporter is None or carried.merged.plan is None:
             return None
-        tally = await state.collector.collect(carried.ticket)
-        return state.reporter.report(carried.spec, carried.plan, tally, admitted=carried.admitted)
+        assert carried.spec is not None
+        return state.reporter.report(
+            carried.spec,
+            carried.merged.plan,
+            tally,
+            admitted=carried.admitted,
+            policies=policy_entries(carried.merged, tally),
+        )
+
+
+@contextmanager
+def _carrying(carried: Carried) -> Iterator[None]:
+    token = CARRIED.set(carried)
+    try:
+        yield
+    finally:
+        CARRIED.reset(token)
 
 
 async def _read(receive: Receive) -> bytes | None:

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Message, Send
 
 from steerserve.carried import Carried
-from steerserve.errors import RouteError
+from steerserve.errors import RequestError, RouteError
 
 from .events import error_in, final_event, splice, with_report
 
@@ -24,34 +24,36 @@ class ReplyStopped(OSError):
 
 
 class SteeredReply:
-    """The `send` of a steered request.
+    """The `send` of a request that asks for steering, or may be under a policy.
 
-    A reply that is not a success passes untouched. A success is held back until the request was admitted, so
-    that it can still become a refusal; a stream then flows as it comes, and only its last event waits for the
-    report.
+    A reply that is not a success passes untouched, unless admission said why it refused. A success is held
+    back until the request was admitted, if it asks for steering, so that it can still become a
+    refusal; a stream then flows as it comes, and only its last event waits: for the report, and for whatever
+    must be on record before a reply ends. Without a wish for a report no byte of it changes.
 
     Args:
         carried: the request's steering.
-        make_report: gives the report, or None where it was not asked for.
-        refuse: turns the error of a route that dropped the steering into a reply.
+        finish: called once before the reply ends; gives the report, or None where it was not asked for.
+        refuse: turns the error of a request that was not steered as it must be into a reply.
     """
 
     def __init__(
         self,
         send: Send,
         carried: Carried,
-        make_report: Callable[[], Awaitable[Report | None]],
-        refuse: Callable[[RouteError], JSONResponse],
+        finish: Callable[[], Awaitable[Report | None]],
+        refuse: Callable[[RequestError], JSONResponse],
     ) -> None:
         self._send = send
         self._carried = carried
-        self._make_report = make_report
+        self._finish = finish
         self._refuse = refuse
         self._start: Message | None = None
         self._body = self._pass
         self._held = b""
         self._last = b""
-        self._reported = False
+        self.status: int | None = None
+        self.asked = False
         self.finished = False
         self.refused = False
 
@@ -70,8 +72,12 @@ class SteeredReply:
 
     async def _begin(self, message: Message) -> None:
         kind = dict(message.get("headers", ())).get(b"content-type", b"")
+        self.status = message["status"]
         if not 200 <= message["status"] < 300:
-            await self._send(message)
+            if self._carried.refused is not None:
+                await self._replace()
+            else:
+                await self._send(message)
             return
         self._start = message
         self._body = self._hold_events if kind.startswith(b"text/event-stream") else self._hold_whole
@@ -79,15 +85,29 @@ class SteeredReply:
     async def _pass(self, body: bytes, more: bool) -> None:
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
+    @property
+    def _is_sound(self) -> bool:
+        """Whether the reply may begin: what asks for steering must have been admitted with it."""
+        return self._carried.refused is None and (self._carried.own is None or self._carried.admitted > 0)
+
+    async def _ask(self) -> Report | None:
+        self.asked = True
+        return await self._finish()
+
     async def _hold_whole(self, body: bytes, more: bool) -> None:
         """Not a stream: all of it is held until it is complete."""
         self._held += body
         if more:
             return
-        if not self._carried.admitted:
+        if not self._is_sound:
             await self._replace()
             return
-        report = await self._make_report()
+        try:
+            report = await self._ask()
+        except RequestError as error:
+            self._carried.refused = error
+            await self._replace()
+            return
         await self._flush_start(self._held if report is None else splice(self._held, report))
 
     async def _flush_start(self, body: bytes) -> None:
@@ -100,30 +120,30 @@ class SteeredReply:
     async def _hold_events(self, body: bytes, more: bool) -> None:
         """A stream that was not admitted yet: some APIs announce a reply before they begin it."""
         self._held += body
-        if self._carried.admitted:
+        if self._is_sound:
             assert self._start is not None
             await self._send(self._start)
             self._body = self._stream
             held, self._held = self._held, b""
             await self._stream(held, more)
-        elif not more or len(self._held) > MAX_HELD:
+        elif not more or len(self._held) > MAX_HELD or self._carried.refused is not None:
             await self._replace()
 
     async def _stream(self, body: bytes, more: bool) -> None:
-        if self._reported or not self._carried.spec.report:
+        if self.asked:
             await self._pass(body, more)
             return
         events = self._held + body
         whole = (events.rfind(b"\n\n") + 2 if b"\n\n" in events else 0) if more else len(events)
         events, self._held = events[:whole], events[whole:]
         at = final_event(events)
-        if at is not None:
-            before, events = events[:at], events[at:]
+        if at is not None or not more:
+            before, events = (events, b"") if at is None else (events[:at], events[at:])
             if before:
                 await self._pass(before, True)
-            report = await self._make_report()
-            self._reported = True
-            if report is not None:
+            # Whatever fails here ends the stream without its last event: nobody may take it for a whole one.
+            report = await self._ask()
+            if report is not None and events:
                 events = with_report(events, report, before or self._last)
         if events or not more:
             await self._pass(events, more)
@@ -132,14 +152,15 @@ class SteeredReply:
     async def _replace(self) -> None:
         """The engine never saw the steering: what the route answered must not pass for a steered reply."""
         self.refused = True
-        error = error_in(self._held)
+        error = error_in(self._held) if self._carried.refused is None else None
         if error is not None:
             code = error["error"].get("code")
             status = code if isinstance(code, int) and 400 <= code < 600 else 500
             response = JSONResponse(error, status_code=status)
         else:
             message = "expected a request that reaches the engine: this one cannot carry steering"
-            response = self._refuse(RouteError(message, reason="route"))
+            response = self._refuse(self._carried.refused or RouteError(message, reason="route"))
+        self.status = response.status_code
         await response({"type": "http"}, _no_receive, self._send)
 
 

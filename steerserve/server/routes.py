@@ -11,6 +11,7 @@ from steerserve.catalog import Catalog, Source
 from steerserve.sae import Direction, Sae
 from steerserve.spec import MAX_JSON_CHARS, MAX_SELECTORS, Phase, Where
 
+from .policy_routes import add_policy_routes
 from .schema import (
     Capabilities,
     DirectionInfo,
@@ -63,9 +64,22 @@ def build_router(state: SteeringState) -> APIRouter:
     @router.get("/health")
     def health() -> Health:
         """Whether anything is served to steer with."""
-        return Health(status="ok" if state.catalog and state.catalog.sources else "not_configured")
+        return _health(state)
 
+    add_policy_routes(router, state)
     return router
+
+
+def _health(state: SteeringState) -> Health:
+    problems = {
+        "policies": state.policies.problem if state.policies is not None else None,
+        "keys": state.keys.problem if state.keys is not None else None,
+        "audit": state.recorder.problem,
+    }
+    found = {name: problem for name, problem in problems.items() if problem is not None}
+    if not (state.catalog and state.catalog.sources):
+        return Health(status="not_configured", problems=found)
+    return Health(status="degraded" if found else "ok", problems=found)
 
 
 def _catalog_saes(catalog: Catalog | None) -> list[Source]:

@@ -102,4 +102,7 @@ class Capabilities(BaseModel):
 class Health(BaseModel):
     """Whether steering requests can be served."""
 
-    status: Literal["ok", "not_configured"]
+    status: Literal["ok", "degraded", "not_configured"]
+    problems: dict[str, str] = Field(
+        default_factory=dict, description="what is not as it should be, of `policies`, `keys` and `audit`"
+    )

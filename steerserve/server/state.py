@@ -1,13 +1,18 @@
-"""What the HTTP side knows of the engine once it is up."""
+"""What the HTTP side knows of the engine once it is up, and of who may ask it what."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from steerserve.access.keyring import KeyRing
+from steerserve.access.principal import Principal
 from steerserve.catalog import Catalog
+from steerserve.policy import PolicyChange, PolicyFolder
+from steerserve.policy.enforcement import Enforcement
 from steerserve.report import Reporter
 
 from .collector import ReportCollector
+from .recorder import Recorder
 
 __all__ = ["SteeringState"]
 
@@ -16,17 +21,40 @@ __all__ = ["SteeringState"]
 class SteeringState:
     """Filled in when the engine is up; until then, and where nothing is configured, all steering is refused.
 
-    `routes` are the app's routes that carry steering.
+    `routes` are the app's routes that carry steering. `keys` and `server_keys` say who may ask, `enforcement`
+    holds the policies, `recorder` the audit log.
     """
 
     catalog: Catalog | None = None
     collector: ReportCollector | None = None
     reporter: Reporter | None = None
+    enforcement: Enforcement | None = None
+    recorder: Recorder = field(default_factory=Recorder)
+    keys: KeyRing | None = None
+    server_keys: tuple[str, ...] = ()
     model: str = ""
     vllm_version: str = ""
     routes: tuple[str, ...] = ()
 
+    @property
+    def policies(self) -> PolicyFolder | None:
+        """The folder of policies; None where none is configured."""
+        return self.enforcement.folder if self.enforcement is not None else None
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether a request that asks for nothing is of interest all the same."""
+        return self.enforcement is not None or self.keys is not None
+
+    async def record_change(self, change: PolicyChange, principal: Principal | None) -> None:
+        """Put a changed policy on record.
+
+        Raises: UnavailableError if that cannot be done.
+        """
+        await self.recorder.changed(change, principal)
+
     async def close(self) -> None:
-        """Stop the background work."""
+        """Stop the background work, and close the audit log."""
         if self.collector is not None:
             await self.collector.stop()
+        self.recorder.close()

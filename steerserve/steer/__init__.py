@@ -1,7 +1,18 @@
 """The op at the layer: fixed buffers, a plain reference, and the kernels that are held to it."""
 
 from .buffers import PointBuffers
-from .cpu import steer_cpu
-from .reference import steer_reference
+from .cpu import hold_cpu, note_cpu, steer_cpu
+from .history import NEVER, History
+from .reference import hold_reference, note_reference, steer_reference
 
-__all__ = ["PointBuffers", "steer_cpu", "steer_reference"]
+__all__ = [
+    "NEVER",
+    "History",
+    "PointBuffers",
+    "hold_cpu",
+    "hold_reference",
+    "note_cpu",
+    "note_reference",
+    "steer_cpu",
+    "steer_reference",
+]

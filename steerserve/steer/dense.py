@@ -10,7 +10,25 @@ from torch import Tensor
 
 from steerserve.sae.resident import Resident
 
-from .buffers import BIAS, FLOOR, HI, LO, SCALE, SHIFT, THRESHOLD, A, C, PointBuffers
+from .buffers import (
+    ABORT,
+    ASKED,
+    BIAS,
+    EDIT,
+    FLOOR,
+    HI,
+    HOLD,
+    LATCH,
+    LO,
+    OBSERVE,
+    SCALE,
+    SHIFT,
+    THRESHOLD,
+    A,
+    C,
+    PointBuffers,
+)
+from .history import NEVER, History
 
 __all__ = ["steer_dense"]
 
@@ -26,8 +44,9 @@ def steer_dense(
     token_rows: Tensor,
     trace: Tensor,
     residents: Sequence[Resident | None],
+    history: History,
 ) -> None:
-    """As `steer_reference`, for the tokens whose plan needs a whole SAE.
+    """As `note_reference` and `steer_reference`, for the tokens whose plan needs a whole SAE.
 
     Rows of a resident SAE take f from its encoder, and weigh f' − f by the token's gain. Where a slot drops
     the error, x' = decode(f) + Σ_rows g·gain·(f' − f)·d, which is the decoder's output for the edited
@@ -42,6 +61,7 @@ def steer_dense(
         token_slot, token_rows: [m] int32 and int64, of those tokens.
         trace: [≥ m, K, 2] float32, row i belongs to tokens[i]; filled as the reference does.
         residents: the SAEs on the stream's device; None for one that no slot here names.
+        history: of those tokens, in ascending order of position; token_rows and history.since are changed.
     """
     # Conditions are [tokens, K, K].
     step = max(1, _CONDITIONS_AT_ONCE // buffers.bit.shape[1] ** 2)
@@ -52,7 +72,9 @@ def steer_dense(
         own = stream.index_select(0, at)
         extra = None if addend is None else addend.index_select(0, at)
         rows = _Rows.of(buffers, token_slot[part], token_rows[part])
-        edited = _steered(own, extra, buffers, rows, residents, trace[: len(tokens)][part])
+        notes = History(history.table[part], history.position[part], history.since)
+        own_trace = trace[: len(tokens)][part]
+        edited = _steered(own, extra, buffers, rows, residents, own_trace, notes, token_rows[part])
         stream.index_copy_(0, at, edited)
 
 
@@ -77,9 +99,9 @@ class _Rows:
         count = torch.where(token_slot >= 0, buffers.count.index_select(0, slot), 0)
         used = torch.arange(buffers.bit.shape[1], device=slot.device) < count.unsqueeze(1)
         bit = buffers.bit.index_select(0, slot)
-        chosen = (token_rows.unsqueeze(1) >> bit.clamp(min=0)) & 1
-        listed = used & (bit >= 0) & chosen.bool()
+        listed = used & (bit >= 0) & _has(token_rows, bit)
         live = listed.any(dim=1)
+        wanted = (listed & (buffers.mode.index_select(0, slot) == EDIT)).any(dim=1)
         source = buffers.resident.index_select(0, slot)
         return cls(
             slot,
@@ -87,7 +109,7 @@ class _Rows:
             listed,
             live,
             source.where(used & live.unsqueeze(1), -1),
-            buffers.drop.index_select(0, slot).where(live, -1),
+            buffers.drop.index_select(0, slot).where(wanted, -1),
         )
 
 
@@ -112,6 +134,8 @@ def _steered(
     rows: _Rows,
     residents: Sequence[Resident | None],
     trace: Tensor,
+    history: History,
+    token_rows: Tensor,
 ) -> Tensor:
     """The tokens' part of the stream after steering: [m, d], in its own dtype."""
     x = own.float() if addend is None else own.float() + addend.float()
@@ -127,18 +151,62 @@ def _steered(
     finite = (torch.isfinite(f) | ~rows.used).all(dim=1) & torch.isfinite(read.kept).all(dim=1)
     above, below = (part.index_select(0, rows.slot) for part in (buffers.above, buffers.below))
     holds = ((f.unsqueeze(1) > above) & (f.unsqueeze(1) < below)) | ~rows.used.unsqueeze(1)
-    applies = rows.listed & holds.all(dim=2) & finite.unsqueeze(1)
+    holds = holds.all(dim=2) & finite.unsqueeze(1)
+    state, mode = (part.index_select(0, rows.slot) for part in (buffers.state, buffers.mode))
+    _note(holds, finite, state, mode, buffers, rows, history, token_rows)
+    latched = _since(buffers, rows, history) <= history.position.unsqueeze(1)
+    holds = torch.where(state == LATCH, latched & finite.unsqueeze(1), holds)
+    applies = rows.listed & holds & (state != ASKED)
     edited = torch.clamp(params[..., A] * f + params[..., C], params[..., LO], params[..., HI])
 
-    change = torch.where(applies, read.gain * (edited - f), 0.0)
+    change = torch.where(applies & (mode != OBSERVE), read.gain * (edited - f), 0.0)
     delta = read.kept - x
     for slot, tokens in _groups(rows.slot.where(rows.live, -1)):
         n = int(buffers.count[slot])
         delta.index_add_(0, tokens, change.index_select(0, tokens)[:, :n] @ buffers.decoder[slot, :n])
     trace[..., 0] = torch.where(applies, f, torch.nan)
     trace[..., 1] = torch.where(applies, edited, torch.nan)
-    touched = applies.any(dim=1) | ((rows.drop >= 0) & finite)
+    touched = (applies & (mode != OBSERVE)).any(dim=1) | ((rows.drop >= 0) & finite)
     return torch.where(touched.unsqueeze(1), (own.float() + delta).to(own.dtype), own)
+
+
+def _note(
+    holds: Tensor,
+    finite: Tensor,
+    state: Tensor,
+    mode: Tensor,
+    buffers: PointBuffers,
+    rows: _Rows,
+    history: History,
+    token_rows: Tensor,
+) -> None:
+    """As `note_reference`, for m tokens. Args: holds, state, mode: [m, K]. finite: [m]."""
+    bit, condition = (part.index_select(0, rows.slot) for part in (buffers.bit, buffers.condition))
+    shut = rows.used & (state == ASKED) & ~holds
+    masks = torch.where(shut, torch.ones_like(bit, dtype=torch.int64) << bit.clamp(min=0), 0)
+    # No two rows ask under the same bit.
+    token_rows &= ~masks.sum(dim=1)
+    remembers = (state == LATCH) | (state == ABORT)
+    first = rows.listed & remembers & holds & _has(token_rows, bit) & _has(token_rows, condition)
+    lost = rows.listed & (mode == HOLD) & ~finite.unsqueeze(1)
+    noted = (first | lost) & (history.table >= 0).unsqueeze(1)
+    number = buffers.row.index_select(0, rows.slot)
+    at = history.table.unsqueeze(1) * history.since.shape[1] + number
+    here = history.position.unsqueeze(1).expand_as(at)
+    flat = history.since.view(-1)
+    flat.scatter_reduce_(0, at[noted].long(), here[noted], "amin")
+
+
+def _since(buffers: PointBuffers, rows: _Rows, history: History) -> Tensor:
+    """[m, K]: since when each row is latched; anything where a row is none."""
+    number = buffers.row.index_select(0, rows.slot).clamp(0, history.since.shape[1] - 1)
+    table = history.table.unsqueeze(1)
+    return history.since[table.clamp(min=0).long(), number.long()].where(table >= 0, NEVER)
+
+
+def _has(token_rows: Tensor, bit: Tensor) -> Tensor:
+    """[m, K]: whether each row's bit is set in its token's mask."""
+    return ((token_rows.unsqueeze(1) >> bit.clamp(min=0)) & 1).bool()
 
 
 def _by_formula(x: Tensor, buffers: PointBuffers, rows: _Rows, params: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The op on a GPU, the token map it reads, and the count of what it did: three kernels and their launchers.
+"""The op on a GPU, the token map it reads, and the count of what it did: kernels and their launchers.
 
 Every launcher is one launch (and a fill) whose grid follows from shapes alone. Nothing is allocated, nothing
 is copied back and nothing waits, so all of it can be recorded in a CUDA graph.
@@ -16,17 +16,54 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..tally import COUNT, MAX_AFTER, MAX_BEFORE, MAX_ROWS, SUM_AFTER, SUM_BEFORE
+from ..tally import (
+    COLUMNS,
+    COUNT,
+    FIRED,
+    LOWERED,
+    MAX_AFTER,
+    MAX_BEFORE,
+    MAX_ROWS,
+    SUM_AFTER,
+    SUM_BEFORE,
+)
 from ..tokens import Batch
-from .buffers import BIAS, FLOOR, HI, LO, SCALE, SHIFT, THRESHOLD, A, C, PointBuffers
+from .buffers import (
+    ABORT,
+    ASKED,
+    BASE,
+    BIAS,
+    CEILING,
+    FLOOR,
+    HI,
+    HOLD,
+    LATCH,
+    LO,
+    NORM,
+    OBSERVE,
+    PARAMS,
+    PLAIN,
+    SCALE,
+    SHIFT,
+    THRESHOLD,
+    A,
+    C,
+    PointBuffers,
+)
+from .history import NEVER, History
+from .reference import EXACT, SWEEPS
 
-__all__ = ["DeviceBatch", "count_triton", "fill_triton", "steer_triton"]
+__all__ = ["DeviceBatch", "count_triton", "fill_triton", "hold_triton", "note_triton", "steer_triton"]
 
 # A kernel sees a global only as a constexpr.
 _BIAS, _THRESHOLD, _SCALE, _SHIFT, _FLOOR = map(tl.constexpr, (BIAS, THRESHOLD, SCALE, SHIFT, FLOOR))
-_A, _C, _LO, _HI, _PARAMS = map(tl.constexpr, (A, C, LO, HI, HI + 1))
+_A, _C, _LO, _HI, _PARAMS = map(tl.constexpr, (A, C, LO, HI, PARAMS))
+_CEILING, _BASE, _NORM, _HOLD, _OBSERVE = map(tl.constexpr, (CEILING, BASE, NORM, HOLD, OBSERVE))
+_PLAIN, _LATCH, _ABORT, _ASKED, _NEVER = map(tl.constexpr, (PLAIN, LATCH, ABORT, ASKED, NEVER))
+_SWEEPS, _EXACT = map(tl.constexpr, (SWEEPS, EXACT))
 _COUNT, _SUM_BEFORE, _MAX_BEFORE = map(tl.constexpr, (COUNT, SUM_BEFORE, MAX_BEFORE))
-_SUM_AFTER, _MAX_AFTER, _COLUMNS = map(tl.constexpr, (SUM_AFTER, MAX_AFTER, MAX_AFTER + 1))
+_SUM_AFTER, _MAX_AFTER = map(tl.constexpr, (SUM_AFTER, MAX_AFTER))
+_FIRED, _LOWERED, _COLUMNS = map(tl.constexpr, (FIRED, LOWERED, COLUMNS))
 _MAX_ROWS = tl.constexpr(MAX_ROWS)
 _ALL_NAN = tl.constexpr(tl.PropagateNan.ALL)
 
@@ -43,6 +80,41 @@ _FILL_BLOCK = 1024
 _COUNT_TILE = 1024
 
 
+def note_triton(
+    stream: Tensor,
+    addend: Tensor | None,
+    buffers: PointBuffers,
+    token_slot: Tensor,
+    token_rows: Tensor,
+    history: History,
+) -> None:
+    """As `note_reference`; of several tokens of a request the first one counts."""
+    tokens, width = stream.shape
+    _note[(tokens,)](
+        stream,
+        addend,
+        stream.stride(0),
+        0 if addend is None else addend.stride(0),
+        token_slot,
+        token_rows,
+        buffers.encoder,
+        buffers.params,
+        buffers.above,
+        buffers.below,
+        buffers.bit,
+        buffers.row,
+        buffers.state,
+        buffers.condition,
+        buffers.count,
+        buffers.stateful,
+        history.table,
+        history.position,
+        history.since,
+        NOTES=history.since.shape[1],
+        **_shape(buffers, width),
+    )
+
+
 def steer_triton(
     stream: Tensor,
     addend: Tensor | None,
@@ -50,6 +122,7 @@ def steer_triton(
     token_slot: Tensor,
     token_rows: Tensor,
     trace: Tensor,
+    history: History,
 ) -> None:
     """As `steer_reference`, but the trace of a token is written only where its slot has rows.
 
@@ -59,8 +132,6 @@ def steer_triton(
     Args: stream, addend: rows may lie apart, columns must not.
     """
     tokens, width = stream.shape
-    rows = buffers.bit.shape[1]
-    warps = min(_MOST_WARPS, triton.cdiv(triton.next_power_of_2(width), _COLUMNS_PER_WARP))
     _steer[(tokens,)](
         stream,
         addend,
@@ -74,16 +145,143 @@ def steer_triton(
         buffers.above,
         buffers.below,
         buffers.bit,
+        buffers.row,
+        buffers.mode,
+        buffers.state,
         buffers.count,
         buffers.gated,
+        buffers.stateful,
+        buffers.held,
         trace,
-        WIDTH=width,
-        ROWS=rows,
-        K=max(_CHUNK, triton.next_power_of_2(rows)),
-        CHUNK=_CHUNK,
-        BLOCK=warps * _COLUMNS_PER_WARP,
-        num_warps=warps,
+        history.table,
+        history.position,
+        history.since,
+        NOTES=history.since.shape[1],
+        **_shape(buffers, width),
     )
+
+
+def hold_triton(
+    stream: Tensor,
+    addend: Tensor | None,
+    buffers: PointBuffers,
+    token_slot: Tensor,
+    trace: Tensor,
+    history: History,
+) -> None:
+    """As `hold_reference`."""
+    tokens, width = stream.shape
+    shape = _shape(buffers, width)
+    _hold[(tokens,)](
+        stream,
+        addend,
+        stream.stride(0),
+        0 if addend is None else addend.stride(0),
+        token_slot,
+        buffers.encoder,
+        buffers.params,
+        buffers.row,
+        buffers.mode,
+        buffers.count,
+        buffers.held,
+        trace,
+        history.table,
+        history.position,
+        history.since,
+        STEP=torch.finfo(stream.dtype).eps,
+        NOTES=history.since.shape[1],
+        WIDTH=width,
+        ROWS=shape["ROWS"],
+        BLOCK=shape["BLOCK"],
+        num_warps=shape["num_warps"],
+    )
+
+
+def _shape(buffers: PointBuffers, width: int) -> dict[str, int]:
+    """The constants of a kernel whose programs have a token each."""
+    rows = buffers.bit.shape[1]
+    warps = min(_MOST_WARPS, triton.cdiv(triton.next_power_of_2(width), _COLUMNS_PER_WARP))
+    return {
+        "WIDTH": width,
+        "ROWS": rows,
+        "K": max(_CHUNK, triton.next_power_of_2(rows)),
+        "CHUNK": _CHUNK,
+        "BLOCK": warps * _COLUMNS_PER_WARP,
+        "num_warps": warps,
+    }
+
+
+@triton.jit
+def _note(
+    stream: tl.tensor,
+    addend: tl.tensor,
+    stream_stride: tl.tensor,
+    addend_stride: tl.tensor,
+    token_slot: tl.tensor,
+    token_rows: tl.tensor,
+    encoder: tl.tensor,
+    params: tl.tensor,
+    above: tl.tensor,
+    below: tl.tensor,
+    bit: tl.tensor,
+    number: tl.tensor,
+    state: tl.tensor,
+    condition: tl.tensor,
+    count: tl.tensor,
+    stateful: tl.tensor,
+    table: tl.tensor,
+    position: tl.tensor,
+    since: tl.tensor,
+    NOTES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    K: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(token_slot + token).to(tl.int64)
+    if slot < 0:
+        return
+    if tl.load(stateful + slot) == 0:
+        return
+    n = tl.load(count + slot)
+    base = slot * ROWS
+    row = tl.arange(0, K)
+    used = row < n
+    own = stream + token * stream_stride
+    z = _encoded(own, addend, token * addend_stride, encoder + base * WIDTH, n, row, WIDTH, CHUNK, BLOCK)
+    f = _activated(z, params + base * _PARAMS, row, used)
+    what = tl.load(state + base + row, mask=used, other=_PLAIN)
+    infinite = used & ~((f > float("-inf")) & (f < float("inf")))
+    holds = _open(above + base * ROWS, below + base * ROWS, f, n, row, ROWS, CHUNK)
+    holds = holds & (tl.sum(infinite.to(tl.int32), axis=0) == 0)
+
+    mask = tl.load(token_rows + token)
+    b = tl.maximum(tl.load(bit + base + row, mask=used, other=0), 0).to(tl.int64)
+    c = tl.maximum(tl.load(condition + base + row, mask=used, other=0), 0).to(tl.int64)
+    one = (row * 0 + 1).to(tl.int64)
+    # No two rows ask under the same bit.
+    shut = tl.sum(tl.where((what == _ASKED) & ~holds, one << b, 0), axis=0)
+    mask = mask & ~shut
+    tl.store(token_rows + token, mask)
+    listed = ((mask >> b) & (mask >> c) & 1) != 0
+    request = tl.load(table + token)
+    if request >= 0:
+        first = ((what == _LATCH) | (what == _ABORT)) & listed & holds
+        at = since + request.to(tl.int64) * NOTES + tl.load(number + base + row, mask=used, other=0)
+        here = (row * 0).to(tl.int64) + tl.load(position + token)
+        tl.atomic_min(at, here, mask=first, sem="relaxed")
+
+
+@triton.jit
+def _activated(z: tl.tensor, params: tl.tensor, row: tl.tensor, used: tl.tensor) -> tl.tensor:
+    """[K] f of a slot's rows from their dot products."""
+    p = params + row * _PARAMS
+    z += tl.load(p + _BIAS, mask=used, other=0.0)
+    value = tl.load(p + _SCALE, mask=used, other=0.0) * z + tl.load(p + _SHIFT, mask=used, other=0.0)
+    value = tl.maximum(value, tl.load(p + _FLOOR, mask=used, other=0.0), propagate_nan=_ALL_NAN)
+    return tl.where(z > tl.load(p + _THRESHOLD, mask=used, other=0.0), value, 0.0)
 
 
 @triton.jit
@@ -100,9 +298,18 @@ def _steer(
     above: tl.tensor,
     below: tl.tensor,
     bit: tl.tensor,
+    number: tl.tensor,
+    mode: tl.tensor,
+    state: tl.tensor,
     count: tl.tensor,
     gated: tl.tensor,
+    stateful: tl.tensor,
+    held: tl.tensor,
     trace: tl.tensor,
+    table: tl.tensor,
+    position: tl.tensor,
+    since: tl.tensor,
+    NOTES: tl.constexpr,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     K: tl.constexpr,
@@ -121,30 +328,143 @@ def _steer(
     used = row < n
     own = stream + token * stream_stride
     z = _encoded(own, addend, token * addend_stride, encoder + base * WIDTH, n, row, WIDTH, CHUNK, BLOCK)
-
+    f = _activated(z, params + base * _PARAMS, row, used)
     p = params + (base + row) * _PARAMS
-    z += tl.load(p + _BIAS, mask=used, other=0.0)
-    value = tl.load(p + _SCALE, mask=used, other=0.0) * z + tl.load(p + _SHIFT, mask=used, other=0.0)
-    value = tl.maximum(value, tl.load(p + _FLOOR, mask=used, other=0.0), propagate_nan=_ALL_NAN)
-    f = tl.where(z > tl.load(p + _THRESHOLD, mask=used, other=0.0), value, 0.0)
     edited = tl.load(p + _A, mask=used, other=0.0) * f + tl.load(p + _C, mask=used, other=0.0)
     edited = tl.maximum(edited, tl.load(p + _LO, mask=used, other=0.0), propagate_nan=_ALL_NAN)
     edited = tl.minimum(edited, tl.load(p + _HI, mask=used, other=0.0), propagate_nan=_ALL_NAN)
 
     b = tl.load(bit + base + row, mask=used, other=-1)
     listed = (b >= 0) & (((tl.load(token_rows + token) >> tl.maximum(b, 0).to(tl.int64)) & 1) != 0)
+    what = tl.load(state + base + row, mask=used, other=_PLAIN)
+    listed = listed & (what != _ASKED)
     # The reference's open gates are −∞ < f < ∞ for every row that is read.
     infinite = used & ~((f > float("-inf")) & (f < float("inf")))
-    applies = listed & (tl.sum(infinite.to(tl.int32), axis=0) == 0)
+    finite = tl.sum(infinite.to(tl.int32), axis=0) == 0
+    applies = listed & finite
     if tl.max(tl.load(gated + base + row, mask=used, other=0).to(tl.int32), axis=0) > 0:
-        applies = applies & _open(above + base * ROWS, below + base * ROWS, f, n, row, ROWS, CHUNK)
+        holds = _open(above + base * ROWS, below + base * ROWS, f, n, row, ROWS, CHUNK)
+        applies = applies & (holds | (what == _LATCH))
+    request = tl.load(table + token).to(tl.int64)
+    here = tl.load(position + token)
+    notes = since + request * NOTES + tl.load(number + base + row, mask=used, other=0)
+    if tl.load(stateful + slot) != 0:
+        began = tl.load(notes, mask=listed & (what == _LATCH) & (request >= 0), other=_NEVER)
+        applies = applies & ((what != _LATCH) | (began <= here))
+    how = tl.load(mode + base + row, mask=used, other=_OBSERVE)
+    if tl.load(held + slot) != 0:
+        lost = listed & (how == _HOLD) & (request >= 0) & ~finite
+        tl.atomic_min(notes, (row * 0).to(tl.int64) + here, mask=lost, sem="relaxed")
 
     told = trace + (token * ROWS + row) * 2
     tl.store(told, tl.where(applies, f, float("nan")), mask=row < ROWS)
     tl.store(told + 1, tl.where(applies, edited, float("nan")), mask=row < ROWS)
-    step = tl.where(applies, edited - f, 0.0)
+    step = tl.where(applies & (how != _OBSERVE), edited - f, 0.0)
     if tl.max((step != 0.0).to(tl.int32), axis=0) > 0:
         _add_decoded(own, decoder + base * WIDTH, step, n, WIDTH, CHUNK, BLOCK)
+
+
+@triton.jit
+def _hold(
+    stream: tl.tensor,
+    addend: tl.tensor,
+    stream_stride: tl.tensor,
+    addend_stride: tl.tensor,
+    token_slot: tl.tensor,
+    encoder: tl.tensor,
+    params: tl.tensor,
+    number: tl.tensor,
+    mode: tl.tensor,
+    count: tl.tensor,
+    held: tl.tensor,
+    trace: tl.tensor,
+    table: tl.tensor,
+    position: tl.tensor,
+    since: tl.tensor,
+    STEP: tl.constexpr,
+    NOTES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(token_slot + token).to(tl.int64)
+    if slot < 0:
+        return
+    if tl.load(held + slot) == 0:
+        return
+    n = tl.load(count + slot)
+    own = stream + token * stream_stride
+    sweep = 0
+    last = n * 0
+    while sweep < _SWEEPS:
+        last = n * 0 - 1
+        for k in range(n):
+            before = tl.load(trace + (token * ROWS + k) * 2)
+            if (tl.load(mode + slot * ROWS + k) == _HOLD) & (before == before):
+                w = encoder + (slot * ROWS + k) * WIDTH
+                p = params + (slot * ROWS + k) * _PARAMS
+                shift = _outside(own, addend, token * addend_stride, w, p, sweep, STEP, WIDTH, BLOCK)
+                if shift != 0.0:
+                    _move(own, w, shift, WIDTH, BLOCK)
+                    # What other threads of the program have stored is read next.
+                    tl.debug_barrier()
+                    last = k
+        sweep = tl.where(last < 0, _SWEEPS, sweep + 1)
+    request = tl.load(table + token).to(tl.int64)
+    if (last >= 0) & (request >= 0):
+        note = since + request * NOTES + tl.load(number + slot * ROWS + last)
+        tl.atomic_min(note, tl.load(position + token), sem="relaxed")
+
+
+@triton.jit
+def _outside(
+    own: tl.tensor,
+    addend: tl.tensor,
+    addend_at: tl.tensor,
+    w: tl.tensor,
+    p: tl.tensor,
+    sweep: tl.tensor,
+    STEP: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> tl.tensor:
+    """How far along w a token must move to be inside; 0 where it is."""
+    exact = tl.zeros([BLOCK], tl.float32)
+    coarse = tl.zeros([BLOCK], tl.float32)
+    square = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, WIDTH, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        inside = at < WIDTH
+        mine = tl.load(own + at, mask=inside, other=0.0).to(tl.float32)
+        x = mine
+        if addend is not None:
+            x += tl.load(addend + addend_at + at, mask=inside, other=0.0).to(tl.float32)
+        weight = tl.load(w + at, mask=inside, other=0.0)
+        exact += weight * x
+        coarse += weight * x.to(own.dtype.element_ty).to(tl.float32)
+        largest = weight * tl.maximum(tl.abs(mine), tl.abs(x))
+        square += largest * largest
+    z = tl.maximum(tl.sum(exact, axis=0), tl.sum(coarse, axis=0)) + tl.load(p + _BIAS)
+    spread = tl.sqrt(tl.sum(square, axis=0))
+    ceiling, base = tl.load(p + _CEILING), tl.load(p + _BASE)
+    two_sided = base > float("-inf")
+    room = tl.where(two_sided, spread * 4 * STEP, 0.0)
+    ok = (z + spread * _EXACT <= ceiling + room) & (z + room >= base)
+    margin = tl.where(two_sided, 0.0, spread * tl.maximum(_EXACT * 2, STEP) * (1 + sweep))
+    shift = (ceiling - margin - z) / tl.load(p + _NORM)
+    return tl.where(ok, 0.0, shift)
+
+
+@triton.jit
+def _move(own: tl.tensor, w: tl.tensor, shift: tl.tensor, WIDTH: tl.constexpr, BLOCK: tl.constexpr) -> None:
+    """`own` += shift·w."""
+    for start in range(0, WIDTH, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        inside = at < WIDTH
+        before = tl.load(own + at, mask=inside, other=0.0).to(tl.float32)
+        moved = before + shift * tl.load(w + at, mask=inside, other=0.0)
+        tl.store(own + at, moved.to(own.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -275,6 +595,7 @@ def fill_triton(
     token_rows: Tensor,
     token_table: Tensor,
     token_position: Tensor,
+    since: Tensor,
 ) -> None:
     """As `TokenMap.fill`, but every token has an entry in its own place; slot −1 where it is not steered.
 
@@ -286,6 +607,7 @@ def fill_triton(
         special: [vocab] bool, which token ids are special.
         token_slot: [max_tokens] int32, written whole. token_rows [max_tokens] int64, token_table [max_tokens]
         int32 and token_position [max_tokens] int64 are written for steered tokens alone.
+        since: [M, R] int64, as in `History`; notes at positions that are computed again are taken back.
     """
     token_slot.fill_(-1)
     _fill[(layout.slot.shape[0],)](
@@ -309,6 +631,8 @@ def fill_triton(
         token_rows,
         token_table,
         token_position,
+        since,
+        NOTES=since.shape[1],
         BLOCK=_FILL_BLOCK,
     )
 
@@ -335,6 +659,8 @@ def _fill(
     token_rows: tl.tensor,
     token_table: tl.tensor,
     token_position: tl.tensor,
+    since: tl.tensor,
+    NOTES: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
     request = tl.program_id(0)
@@ -345,8 +671,12 @@ def _fill(
     allowed = tl.load(special_ok + request)
     piece, pieces_end = tl.load(piece_at + request), tl.load(piece_at + request + 1)
     named, named_end = tl.load(named_at + request), tl.load(named_at + request + 1)
-    end = tl.load(starts + request + 1)
-    for first in range(tl.load(starts + request), end, BLOCK):
+    begin, end = tl.load(starts + request), tl.load(starts + request + 1)
+    if (number >= 0) & (begin < end):
+        note = since + number.to(tl.int64) * NOTES + tl.arange(0, NOTES)
+        noted = tl.load(note)
+        tl.store(note, tl.where(noted >= tl.load(positions + begin), _NEVER, noted))
+    for first in range(begin, end, BLOCK):
         at = first + tl.arange(0, BLOCK)
         present = at < end
         position = tl.load(positions + at, mask=present, other=0)
@@ -384,7 +714,7 @@ def count_triton(
     """As `Tallies.count`, for every token that has a slot.
 
     Args:
-        table: [M, 64, 5] float64, added to; see `Tallies`.
+        table: [M, 128, 7] float64, added to; see `Tallies`.
         token_slot, token_table, token_position: [tokens], as `fill_triton` leaves them.
         settled, limit: [M] int64, half-open range of positions that count now, by table.
         buffers: the rows of every slot.
@@ -400,7 +730,7 @@ def count_triton(
         token_position,
         settled,
         limit,
-        buffers.bit,
+        buffers.row,
         buffers.count,
         trace,
         TOKENS=tokens,
@@ -418,7 +748,7 @@ def _count(
     token_position: tl.tensor,
     settled: tl.tensor,
     limit: tl.tensor,
-    bit: tl.tensor,
+    number_of: tl.tensor,
     count: tl.tensor,
     trace: tl.tensor,
     TOKENS: tl.constexpr,
@@ -437,7 +767,7 @@ def _count(
     counted = counted & (position < tl.load(limit + number, mask=known, other=0))
     row = tl.arange(0, K)
     used = row[None, :] < tl.load(count + slot, mask=counted, other=0)[:, None]
-    b = tl.load(bit + slot.to(tl.int64)[:, None] * ROWS + row[None, :], mask=used, other=-1)
+    b = tl.load(number_of + slot.to(tl.int64)[:, None] * ROWS + row[None, :], mask=used, other=-1)
     told = trace + (token.to(tl.int64)[:, None] * ROWS + row[None, :]) * 2
     before = tl.load(told, mask=b >= 0, other=float("nan")).to(tl.float64)
     after = tl.load(told + 1, mask=b >= 0, other=float("nan")).to(tl.float64)
@@ -456,6 +786,8 @@ def _count(
         tl.max(tl.where(shared, before, float("-inf")), axis=0),
         tl.sum(tl.where(shared, after, 0.0), axis=0),
         tl.max(tl.where(shared, after, float("-inf")), axis=0),
+        tl.sum((shared & (before > 0)).to(tl.float64), axis=0),
+        tl.sum((shared & (after < before)).to(tl.float64), axis=0),
     )
     _add(
         table + (number.to(tl.int64)[:, None] * _MAX_ROWS + b) * _COLUMNS,
@@ -465,6 +797,8 @@ def _count(
         before,
         after,
         after,
+        (before > 0).to(tl.float64),
+        (after < before).to(tl.float64),
     )
 
 
@@ -477,7 +811,11 @@ def _add(
     max_before: tl.tensor,
     sum_after: tl.tensor,
     max_after: tl.tensor,
+    fired: tl.tensor,
+    lowered: tl.tensor,
 ) -> None:
+    tl.atomic_add(cell + _FIRED, fired, mask=mask, sem="relaxed")
+    tl.atomic_add(cell + _LOWERED, lowered, mask=mask, sem="relaxed")
     tl.atomic_add(cell + _COUNT, tokens, mask=mask, sem="relaxed")
     tl.atomic_add(cell + _SUM_BEFORE, sum_before, mask=mask, sem="relaxed")
     tl.atomic_max(cell + _MAX_BEFORE, max_before, mask=mask, sem="relaxed")

@@ -52,7 +52,7 @@ def test_unit_max_means_multiples_of_the_recorded_maximum(catalog: Catalog) -> N
         ([A | {"feature": "a label"}], {}, "interventions[0].feature"),
         ([{"direction": "south", "op": "ablate"}], {}, "interventions[0].direction"),
         ([A, B, A], {}, "interventions[2]"),
-        ([A | {"when": {"sae": "std", "feature": 1, "above": 0}}], {}, "interventions[0].when"),
+        ([{"sae": "std", "feature": 1, "op": "ablate", "when": {"sae": "jump", "feature": 1, "above": 0}}], {}, "interventions[0].when"),
         ([A | {"when": {"feature": 900, "above": 0}}], {}, "interventions[0].when.feature"),
         ([A | {"where": {"tokens": [0]}}], {}, "interventions[0].where.tokens"),
         ([A | {"feature": i} for i in range(17)], {}, "interventions"),

@@ -41,7 +41,7 @@ def _step(
 
 
 def _tokens(runtime: HostRuntime, ticket: str) -> int:
-    return int(runtime.collect([ticket])["tallies"][ticket][0][1])
+    return int(runtime.collect([ticket])["tallies"][ticket][0][0][2])
 
 
 def _add(runtime: HostRuntime, name: str, plan: Plan, prompt_len: int = 8, computed: int = 0) -> None:
@@ -101,9 +101,8 @@ def test_a_prompt_read_from_the_cache_is_reported_apart(catalog: Catalog) -> Non
     runtime = _runtime(catalog)
     _add(runtime, "a", _plan(catalog, where={"start": 2}), computed=6)
     _step(runtime, {"a": (6, 2)})
-    row = runtime.collect(["a"])["tallies"]["a"][0]
-    assert row[0] == ["sae:jump", 3]
-    assert row[1:3] == [2, 4]
+    ((cached, since, tokens, *_),) = runtime.collect(["a"])["tallies"]["a"][0]
+    assert (cached, since, tokens) == (4, -1, 2)
 
 
 def test_more_plans_than_slots_can_live_as_long_as_they_do_not_run_together(catalog: Catalog) -> None:

@@ -9,7 +9,7 @@ from steerserve.server.collector import ReportCollector
 
 def reply(tickets: list[str], *, in_use: int = 0, tokens: int = 0) -> dict[str, Any]:
     return {
-        "tallies": {ticket: [[["sae:demo", 1], 2, 0, 1.0, 1.0, 1.0, 1.0]] for ticket in tickets},
+        "tallies": {ticket: [[[0, -1, 2, 1.0, 1.0, 1.0, 1.0, 2, 0]]] for ticket in tickets},
         "requests": dict.fromkeys(tickets, 1),
         "tokens": [["sae:demo", "add", tokens]],
         "slots": {"in_use": in_use, "capacity": 4},

@@ -15,6 +15,7 @@ from steerserve.sae import FeatureRows, Sae, open_sae
 from steerserve.sae.resident import Resident
 from steerserve.steer.buffers import PointBuffers
 from steerserve.steer.dense import steer_dense
+from steerserve.steer.history import History
 from steerserve.steer.reference import steer_reference
 from tests.support.models import D_MODEL
 from tests.support.plain import PLAIN
@@ -69,7 +70,7 @@ def _fill(
         buffers.encoder[slot, i], buffers.decoder[slot, i] = row.encoder[0], row.decoder[0]
         own = (row.bias, row.threshold, row.scale, row.shift, row.floor)
         edit_numbers = torch.tensor([edit.a, edit.c, edit.lo, edit.hi])
-        buffers.params[slot, i] = torch.cat([torch.stack(own)[:, 0], edit_numbers])
+        buffers.params[slot, i, :9] = torch.cat([torch.stack(own)[:, 0], edit_numbers])
         buffers.bit[slot, i], buffers.feature[slot, i] = edit.bit, edit.feature
         buffers.resident[slot, i] = resident[edit.sae]
         if edit.gate is not None:
@@ -170,7 +171,17 @@ def _decode(sae: Any, x: Tensor, f: Tensor) -> Tensor:
 
 def _steer(case: Case, buffers: PointBuffers, residents: Sequence[Resident | None]) -> tuple[Tensor, Tensor]:
     stream, trace = case.stream.clone(), torch.zeros(len(case.tokens), K, 2)
-    steer_dense(stream, case.addend, buffers, case.tokens, case.slot, case.rows, trace, residents)
+    steer_dense(
+        stream,
+        case.addend,
+        buffers,
+        case.tokens,
+        case.slot,
+        case.rows,
+        trace,
+        residents,
+        History.blank(len(case.tokens)),
+    )
     untouched = torch.ones(len(stream), dtype=torch.bool)
     untouched[case.tokens[case.slot >= 0]] = False
     assert torch.equal(stream[untouched], case.stream[untouched])

@@ -2,41 +2,37 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import triton
-import triton.language as tl
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from triton.runtime.jit import JITFunction, mangle_type
+from triton.runtime.jit import mangle_type
 
 import steerserve.steer.triton
 from steerserve.catalog import Catalog
 from steerserve.plan import Plan, compile_plan
 from steerserve.spec import Where, parse_spec
-from steerserve.steer import PointBuffers, steer_reference
+from steerserve.steer import NEVER, History, PointBuffers, steer_reference
 from steerserve.tally import Tallies
 from steerserve.tokens import Batch, TokenMap
 from steerserve.window import Window, resolve
 from tests.support.models import D_MODEL
 from tests.support.saes import D_SAE
+from tests.unit.steer.interpreting import interpreted
 
 POINT = 3
 VOCAB = 12
+NO_NOTES = torch.full((8, 128), NEVER)
 OPS = [("clamp", 3.0), ("ablate", None), ("scale", -1.5), ("add", 2.0), ("at_least", 1.0), ("at_most", 0.2)]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 INF = torch.inf
@@ -45,51 +41,6 @@ ACTIVATIONS = [(0.0, 1.0, 0.0, 0.0), (0.4, 1.0, 0.0, 0.0), (0.1, 1.7, -0.3, 0.0)
 # a, c, lo, hi of the six ops.
 EDITS = [(0, 3, -INF, INF), (0, 0, -INF, INF), (-1.5, 0, -INF, INF), (1, 2, -INF, INF), (1, 0, 1, INF),
          (1, 0, -INF, 0.2)]  # fmt: skip
-
-
-@contextmanager
-def interpreted() -> Iterator[ModuleType]:
-    """The kernels' module, run by Triton's interpreter.
-
-    Triton decides when a function is decorated. Here that may have happened already, so the module is loaded
-    once more under another name, and the functions of Triton's own language are decorated again for a while.
-    The interpreter, too, leaves changes in that language, which would break whoever compiles later.
-    """
-    changing = (tl, tl.core, tl.math, tl.standard, tl.tensor, tl.dtype, tl.core.tensor_descriptor_base)
-    before = [dict(vars(owner)) for owner in changing]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(triton.knobs.runtime, "interpret", True)
-        for module in (tl, tl.standard):
-            for name, member in list(vars(module).items()):
-                if isinstance(member, JITFunction):
-                    setattr(module, name, triton.jit(member.fn))
-        try:
-            yield _module()
-        finally:
-            for owner, members in zip(changing, before, strict=True):
-                _restore(owner, members)
-
-
-def _restore(owner: Any, members: dict[str, Any]) -> None:
-    for name, member in list(vars(owner).items()):
-        if member is not members.get(name, member):
-            setattr(owner, name, members[name])
-        # What a module gains are names that the interpreter's own copies of its functions go on using.
-        elif name not in members and isinstance(owner, type):
-            delattr(owner, name)
-
-
-@cache
-def _module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "steerserve.steer._interpreted", steerserve.steer.triton.__file__
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def random_buffers(slots: int, rows: int, width: int, seed: int, *, gates: bool = True) -> PointBuffers:
@@ -104,7 +55,7 @@ def random_buffers(slots: int, rows: int, width: int, seed: int, *, gates: bool 
         buffers.encoder[slot, :n] = torch.randn(n, width, generator=generator) / width**0.5
         buffers.decoder[slot, :n] = torch.randn(n, width, generator=generator) / width**0.5
         kinds = [(0.1, *ACTIVATIONS[(slot + k) % 4], *EDITS[(slot + k) % 6]) for k in range(n)]
-        buffers.params[slot, :n] = torch.tensor(kinds)
+        buffers.params[slot, :n, :9] = torch.tensor(kinds)
         buffers.above[slot, :n, :n], buffers.below[slot, :n, :n] = -INF, INF
         for k in range(2, n if gates else 0, 3):
             buffers.gated[slot, k] = True
@@ -131,7 +82,7 @@ def hold_to_the_reference(
 
     got, trace = storage.clone(), torch.full((tokens, rows, 2), 7.0)
     with interpreted() as kernels:
-        kernels.steer_triton(got[:, :width], addend, buffers, slot, mask, trace)
+        kernels.steer_triton(got[:, :width], addend, buffers, slot, mask, trace, History.blank(tokens))
 
     tolerance = TOLERANCE[dtype]
     torch.testing.assert_close(got[:, :width], expected, rtol=tolerance, atol=tolerance)
@@ -207,7 +158,7 @@ def test_a_token_that_no_row_applies_to_keeps_its_bits_and_says_so() -> None:
     before, trace = stream.clone(), torch.zeros(3, 4, 2)
     slot, no_rows = torch.zeros(3, dtype=torch.int32), torch.zeros(3, dtype=torch.int64)
     with interpreted() as kernels:
-        kernels.steer_triton(stream, None, buffers, slot, no_rows, trace)
+        kernels.steer_triton(stream, None, buffers, slot, no_rows, trace, History.blank(len(slot)))
     assert torch.equal(stream.view(torch.int16), before.view(torch.int16))
     assert trace.isnan().all()
 
@@ -220,8 +171,9 @@ def test_no_row_applies_where_an_activation_is_not_finite() -> None:
     before, trace = stream.clone(), torch.zeros(1, 4, 2)
     with interpreted() as kernels, np.errstate(over="ignore", invalid="ignore"):
         kernels.steer_triton(
-            stream, stream.clone() * 2, buffers, torch.zeros(1, dtype=torch.int32), torch.tensor([-1]), trace
-        )
+            stream, stream.clone() * 2, buffers, torch.zeros(1, dtype=torch.int32), torch.tensor([-1]), trace,
+            History.blank(1),
+        )  # fmt: skip
     assert torch.equal(stream, before)
     assert trace.isnan().all()
 
@@ -288,6 +240,7 @@ def test_the_token_map_is_the_hosts(
             rows,
             table,
             position,
+            NO_NOTES.repeat(4, 1),
         )
 
     steered = torch.nonzero(slot >= 0)[:, 0]
@@ -307,7 +260,7 @@ def test_a_prompt_longer_than_a_block_is_mapped_to_its_end() -> None:
         layout = kernels.DeviceBatch.of(Batch.of([2], [selector]), [4], "cpu")
         kernels.fill_triton(
             layout, torch.tensor([0, 2500], dtype=torch.int32), torch.arange(2500), torch.zeros(2500).int(),
-            torch.ones(1, dtype=torch.bool), slot, rows, table, position,
+            torch.ones(1, dtype=torch.bool), slot, rows, table, position, NO_NOTES,
         )  # fmt: skip
     assert torch.equal(slot, torch.tensor([-1] * 1500 + [2] * 1000 + [-1] * 100, dtype=torch.int32))
 
@@ -324,6 +277,7 @@ def test_what_was_steered_is_counted_as_on_the_host(rows: int, tokens: int, seed
     buffers.count[:] = draw(0, rows + 1, 4)
     buffers.bit[:] = torch.stack([torch.randperm(64, generator=generator)[:rows] for _ in range(4)])
     buffers.bit[:, ::3] = -1
+    buffers.row[:] = buffers.bit
     trace = torch.randn(max(tokens, 1), rows, 2, generator=generator)
     trace[torch.rand(max(tokens, 1), rows, generator=generator) < 0.3] = torch.nan
     # Request r has slot r and table 5 − r; request 4 has no plan, and request 3 no table.
@@ -337,7 +291,7 @@ def test_what_was_steered_is_counted_as_on_the_host(rows: int, tokens: int, seed
     steered = torch.nonzero(slot_of[owner] >= 0)[:, 0]
     host.count(
         table_of.int().numpy(), owner[steered].int().numpy(), position[steered].numpy(), settled.numpy(),
-        ends.numpy(), slot_of[owner][steered].int().numpy(), buffers.count.numpy(), buffers.bit.numpy(),
+        ends.numpy(), slot_of[owner][steered].int().numpy(), buffers.count.numpy(), buffers.row.numpy(),
         trace[steered].contiguous().numpy(),
     )  # fmt: skip
 
@@ -404,7 +358,8 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, _Comp
         pytest.skip("Triton was told to interpret kernels, not to compile them")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     found = {
-        name: _Compiled(getattr(steerserve.steer.triton, name)) for name in ("_steer", "_fill", "_count")
+        name: _Compiled(getattr(steerserve.steer.triton, name))
+        for name in ("_note", "_steer", "_hold", "_fill", "_count")
     }
     for name, kernel in found.items():
         monkeypatch.setattr(steerserve.steer.triton, name, kernel)
@@ -424,8 +379,26 @@ def test_the_kernel_compiles_for_an_h200_and_its_tiles_fit_the_registers(
         torch.zeros(1, dtype=torch.int32),
         torch.zeros(1, dtype=torch.int64),
         torch.zeros(1, rows, 2),
+        History.blank(1),
     )
     assert not compiled["_steer"].spills(tmp_path)
+
+
+@pytest.mark.parametrize("two_parts", [True, False], ids=["residual", "one tensor"])
+def test_what_surrounds_the_kernel_compiles_for_an_h200(
+    compiled: dict[str, _Compiled], tmp_path: Path, two_parts: bool
+) -> None:
+    stream, buffers, notes = (
+        torch.zeros(1, 4096, dtype=torch.bfloat16),
+        PointBuffers(1, 96, 4096),
+        History.blank(1),
+    )
+    addend, slot = stream if two_parts else None, torch.zeros(1, dtype=torch.int32)
+    kernels = steerserve.steer.triton
+    kernels.note_triton(stream, addend, buffers, slot, torch.zeros(1, dtype=torch.int64), notes)
+    kernels.hold_triton(stream, addend, buffers, slot, torch.zeros(1, 96, 2), notes)
+    assert not compiled["_note"].spills(tmp_path)
+    assert not compiled["_hold"].spills(tmp_path)
 
 
 def test_the_token_map_and_the_count_compile_for_an_h200(
@@ -436,6 +409,7 @@ def test_the_token_map_and_the_count_compile_for_an_h200(
     steerserve.steer.triton.fill_triton(
         steerserve.steer.triton.DeviceBatch.of(Batch.of([0], [selector]), [0], "cpu"),
         int32, int64, int32, torch.zeros(8, dtype=torch.bool), int32, int64, int32, int64,
+        NO_NOTES,
     )  # fmt: skip
     steerserve.steer.triton.count_triton(
         Tallies(2).table, int32, int32, int64, int64, int64, PointBuffers(1, 32, 16), torch.zeros(8, 32, 2)

@@ -1,0 +1,7 @@
+"""Policies: changes and watches that a safety team sets, by document, whatever a request asks for."""
+
+from .document import Applies, Policy, Watch, parse_policy
+from .folder import PolicyChange, PolicyFolder
+from .policy_set import PolicySet
+
+__all__ = ["Applies", "Policy", "PolicyChange", "PolicyFolder", "PolicySet", "Watch", "parse_policy"]

@@ -1,0 +1,137 @@
+"""The policies in force: what each of them adds to a request, and what it forbids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from steerserve.catalog import Catalog
+from steerserve.errors import ConflictError, RequestError
+from steerserve.plan import MAX_BITS, Bits, Plan, Row, build_plan
+
+from .compiled import CompiledPolicy, check_policies, compile_policies, distinct
+from .document import Policy
+from .folder import PolicyFolder
+
+__all__ = ["Caller", "Enforcement", "InForce", "Merged"]
+
+_MOST_PLANS = 4096
+
+
+@dataclass(frozen=True)
+class Caller:
+    """What decides which policies a request is under. Offline there is neither route nor key."""
+
+    model: str | None = None
+    route: str | None = None
+    scopes: frozenset[str] = frozenset()
+    key: str | None = None
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A request's plan under the policies that are for it; None where neither asks for anything."""
+
+    plan: Plan | None
+    policies: tuple[Policy, ...] = ()
+
+    @property
+    def enforced(self) -> bool:
+        """Whether any of the policies is more than a shadow."""
+        return any(policy.mode == "enforce" for policy in self.policies)
+
+
+@dataclass(frozen=True)
+class InForce:
+    """One version of all policies, compiled; a request keeps the one that it began under."""
+
+    version: str
+    compiled: dict[str, CompiledPolicy]
+    catalog: Catalog
+    _plans: dict[object, Merged] = field(default_factory=dict, repr=False)
+    _callers: dict[Caller, tuple[CompiledPolicy, ...]] = field(default_factory=dict, repr=False)
+
+    def applying(self, caller: Caller) -> tuple[CompiledPolicy, ...]:
+        """The policies for this caller, in the order of their names."""
+        if caller not in self._callers:
+            if len(self._callers) >= _MOST_PLANS:
+                self._callers.clear()
+            matches = (one.policy.applies for one in self.compiled.values())
+            self._callers[caller] = tuple(
+                one
+                for one, applies in zip(self.compiled.values(), matches, strict=True)
+                if applies.match(caller.model, caller.route, caller.scopes, caller.key)
+            )
+        return self._callers[caller]
+
+    def merge(self, own: Plan | None, caller: Caller) -> Merged:
+        """The plan of a request.
+
+        Args: own: what the request itself asks for; None if nothing.
+        Raises: ConflictError if it changes what an enforced policy changes; RequestError if both together
+            need more windows than a token's mask has bits.
+        """
+        applying = self.applying(caller)
+        if not applying:
+            return Merged(own)
+        # Equal plans of differently ordered requests differ in where their rows came from.
+        mine = own and (own.digest, tuple(row.origin.index for row in own.rows))
+        key = (mine, tuple(one.policy.name for one in applying))
+        if key not in self._plans:
+            if len(self._plans) >= _MOST_PLANS:
+                self._plans.clear()
+            self._plans[key] = self._merged(own, applying)
+        return self._plans[key]
+
+    @cached_property
+    def depends_on_position(self) -> bool:
+        """Whether any policy means something else where a request is cut into several."""
+        rows = (row for one in self.compiled.values() for row in one.rows)
+        return any(row.is_stateful or not row.window.is_everywhere for row in rows)
+
+    def _merged(self, own: Plan | None, applying: Sequence[CompiledPolicy]) -> Merged:
+        mine = own.rows if own is not None else ()
+        for one in applying:
+            _check_conflict(mine, one)
+        rows = [*mine, *distinct(row for one in applying for row in one.rows)]
+        windows = len(Bits.of(rows).windows)
+        if windows > MAX_BITS:
+            message = f"expected at most {MAX_BITS} different windows beside those of policies, got {windows}"
+            raise RequestError(message, at=("steering", "interventions"), reason="too_many")
+        plan = build_plan(rows, self.catalog, own is not None and own.drop)
+        return Merged(plan, tuple(one.policy for one in applying))
+
+
+class Enforcement:
+    """The policies of a folder, compiled anew whenever it changes.
+
+    Args: path: the folder. catalog: what is served.
+    Raises: PolicyError if the folder cannot be enforced as it is: the server must not start.
+    """
+
+    def __init__(self, path: Path, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self.folder = PolicyFolder(path, lambda policies: check_policies(policies, catalog))
+        self._in_force: InForce | None = None
+
+    def current(self) -> InForce:
+        """The policies in force now."""
+        found, known = self.folder.current(), self._in_force
+        if known is None or known.version != found.version:
+            compiled = compile_policies(tuple(found.policies.values()), self._catalog)
+            known = self._in_force = InForce(found.version, compiled, self._catalog)
+        return known
+
+
+def _check_conflict(own: Sequence[Row], policy: CompiledPolicy) -> None:
+    held = policy.applied
+    for row in own:
+        if row.applies and (row.source, row.feature) in held:
+            message = (
+                f"expected no change to {row.source.partition(':')[2]} {row.feature}, which policy "
+                f"`{policy.policy.name}` holds: {policy.policy.reason}"
+            )
+            at = ("steering", "interventions", row.origin.index)
+            raise ConflictError(message, at=at, reason="policy_conflict")

@@ -1,0 +1,64 @@
+"""What the policies did to a request: for its report, the audit log and the metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from steerserve.plan import Row
+from steerserve.report import Counts, TicketTally
+
+from .document import Policy
+from .enforcement import Merged
+
+__all__ = ["aborted", "policy_entries", "tokens_touched", "watched"]
+
+
+def policy_entries(merged: Merged, tally: TicketTally | None) -> list[dict[str, Any]]:
+    """One entry for each policy that applied, as a report shows it."""
+    return [_entry(policy, merged, tally) for policy in merged.policies]
+
+
+def watched(merged: Merged, tally: TicketTally | None) -> Iterator[tuple[Policy, Row, Counts]]:
+    """Every watch of the policies that applied, with what it saw."""
+    by_name = {policy.name: policy for policy in merged.policies}
+    for row, counts in _counted(merged, tally):
+        if row.origin.watch and row.origin.policy in by_name:
+            yield by_name[row.origin.policy], row, counts
+
+
+def aborted(merged: Merged, tally: TicketTally | None) -> bool:
+    """Whether a condition, or a row that could not be held, ended a request."""
+    return any(
+        row.effect in ("abort", "hold") and counts.since >= 0 for row, counts in _counted(merged, tally)
+    )
+
+
+def tokens_touched(merged: Merged, tally: TicketTally | None) -> int:
+    """Of the row that changed most, how many tokens it changed."""
+    return max((counts.tokens for row, counts in _counted(merged, tally) if row.applies), default=0)
+
+
+def _counted(merged: Merged, tally: TicketTally | None) -> Iterator[tuple[Row, Counts]]:
+    rows = merged.plan.rows if merged.plan is not None else ()
+    found = tally.rows if tally is not None else {}
+    return ((row, found.get(number, Counts())) for number, row in enumerate(rows))
+
+
+def _entry(policy: Policy, merged: Merged, tally: TicketTally | None) -> dict[str, Any]:
+    own = [(row, counts) for row, counts in _counted(merged, tally) if row.origin.policy == policy.name]
+    changes = [counts for row, counts in own if not row.origin.watch]
+    entry: dict[str, Any] = {"name": policy.name, "version": policy.version, "mode": policy.mode}
+    entry["tokens"] = max((counts.tokens for counts in changes), default=0)
+    ends = [counts.since for row, counts in own if row.effect in ("abort", "hold") and counts.since >= 0]
+    if ends:
+        entry["aborted_at"] = min(ends)
+    watches = [_watch(row, counts) for row, counts in own if row.origin.watch]
+    return entry | ({"watch": watches} if watches else {})
+
+
+def _watch(row: Row, counts: Counts) -> dict[str, Any]:
+    largest = counts.max_before if math.isfinite(counts.max_before) else None
+    seen = {"tokens": counts.tokens, "fired": counts.fired, "above": counts.lowered}
+    return {"name": row.origin.watch, **seen, "max": largest}

@@ -1,0 +1,231 @@
+"""The routes that show the policies in force, and change them one document at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from functools import partial
+from typing import Annotated, Any, Literal, Protocol
+
+from fastapi import APIRouter, Header, Request
+from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse, Response
+
+from steerserve.access.principal import Principal
+from steerserve.errors import MissingError, ReadOnlyError, RequestError, UnavailableError
+from steerserve.policy import Applies, Policy, PolicyChange, PolicyFolder
+from steerserve.policy.document import MAX_BYTES, Mode
+
+from .guard import principal_of
+from .refusal import refusal
+
+__all__ = ["PolicyDocument", "PolicyList", "PolicyState", "add_policy_routes"]
+
+_YAML_TYPES = ("application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml", "text/plain")
+
+IfMatch = Annotated[str | None, Header(description="the ETag of the policy that is changed, or `*`")]
+IfNoneMatch = Annotated[str | None, Header(description="`*` to create a policy and never replace one")]
+
+
+class PolicyState(Protocol):
+    """What these routes need to know."""
+
+    @property
+    def policies(self) -> PolicyFolder | None:
+        """The folder; None where none is configured."""
+
+    async def record_change(self, change: PolicyChange, principal: Principal | None) -> None:
+        """Put a change, and who made it, on the audit log.
+
+        Raises: UnavailableError if that cannot be done.
+        """
+
+
+class PolicyDocument(BaseModel):
+    """One policy that is in force, and its document."""
+
+    name: str
+    version: int
+    mode: Mode
+    owner: str
+    reason: str
+    applies: Applies
+    etag: str = Field(description="what `If-Match` wants when the policy is changed")
+    text: str = Field(description="the document, YAML")
+
+
+class PolicyList(BaseModel):
+    """Every policy that is in force."""
+
+    object: Literal["list"] = "list"
+    version: str = Field(description="identifies every byte of all the documents")
+    problem: str | None = Field(description="why what the folder holds now is not in force; null where it is")
+    data: list[PolicyDocument]
+
+
+class PolicyChanged(BaseModel):
+    """A change that is in force, and on the audit log."""
+
+    object: Literal["policy.change"] = "policy.change"
+    name: str
+    action: Literal["created", "replaced", "deleted"]
+    old_version: int | None = Field(description="null where there was none, or its document was damaged")
+    new_version: int | None = Field(description="null where the policy was deleted")
+    mode: Mode | None = Field(description="of the policy now in place; null where it was deleted")
+    etag: str | None = Field(description="of the policy now in place; null where it was deleted")
+
+
+class ErrorDetails(BaseModel):
+    """What was expected, what came, and where."""
+
+    message: str
+    type: str
+    param: str
+    code: int
+
+
+class ErrorReply(BaseModel):
+    """An error in OpenAI's shape."""
+
+    error: ErrorDetails
+
+
+_Responses = dict[int | str, dict[str, Any]]
+_ERRORS: _Responses = {
+    400: {"model": ErrorReply, "description": "The document, or the set with it, cannot be enforced"},
+    401: {"model": ErrorReply, "description": "No key, or none that is known"},
+    403: {"model": ErrorReply, "description": "The key may not do this"},
+    404: {"model": ErrorReply, "description": "No such policy, or no folder of policies is configured"},
+    405: {"model": ErrorReply, "description": "The folder cannot be written: change it where it comes from"},
+    412: {"model": ErrorReply, "description": "The policy in place is not the one that was read"},
+    503: {"model": ErrorReply, "description": "The change cannot be made, or not be audited, now"},
+}
+_READ_ERRORS: _Responses = {code: _ERRORS[code] for code in (401, 403, 404)}
+_ETAG: dict[str, Any] = {"headers": {"ETag": {"schema": {"type": "string"}}}}
+_YAML_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {kind: {"schema": {"type": "string"}} for kind in ("application/yaml", "text/plain")},
+    }
+}
+
+
+def add_policy_routes(router: APIRouter, state: PolicyState) -> None:
+    """Add the routes under `/policies`."""
+
+    @router.get("/policies", response_model=PolicyList, responses=_READ_ERRORS)
+    def policies(request: Request) -> Response:
+        """The policies in force, and whether the folder holds others that are refused."""
+        return _answer(request, lambda: _list(_folder(state)))
+
+    @router.get("/policies/{name}", response_model=PolicyDocument, responses={200: _ETAG, **_READ_ERRORS})
+    def policy(request: Request, name: str) -> Response:
+        """One policy in force, with its document and ETag."""
+        return _answer(request, lambda: _show(_folder(state), name))
+
+    @router.put(
+        "/policies/{name}",
+        response_model=PolicyChanged,
+        responses={200: _ETAG, 201: {"model": PolicyChanged, "description": "Created", **_ETAG}, **_ERRORS},
+        openapi_extra=_YAML_BODY,
+    )
+    async def put_policy(
+        request: Request, name: str, if_match: IfMatch = None, if_none_match: IfNoneMatch = None
+    ) -> Response:
+        """Create or replace a policy by its YAML document; in force when this answers."""
+
+        async def put() -> PolicyChange:
+            folder, content = _folder(state), await _document(request)
+            asked = partial(folder.put, name, content, if_match=if_match, if_none_match=if_none_match)
+            return await run_in_threadpool(asked)
+
+        return await _change(request, state, put)
+
+    @router.delete("/policies/{name}", response_model=PolicyChanged, responses=_ERRORS)
+    async def delete_policy(request: Request, name: str, if_match: IfMatch = None) -> Response:
+        """Take a policy out of force."""
+
+        async def delete() -> PolicyChange:
+            return await run_in_threadpool(partial(_folder(state).delete, name, if_match=if_match))
+
+        return await _change(request, state, delete)
+
+
+def _answer(request: Request, work: Callable[[], Response]) -> Response:
+    try:
+        return work()
+    except RequestError as error:
+        return _refused(error, request)
+
+
+async def _change(
+    request: Request, state: PolicyState, make: Callable[[], Awaitable[PolicyChange]]
+) -> Response:
+    try:
+        change = await make()
+        await _record(request, state, change)
+    except RequestError as error:
+        return _refused(error, request)
+    status = 201 if change.action == "created" else 200
+    etag = None if change.new_version is None else f'"{change.sha256}"'
+    return _reply(PolicyChanged(**{**asdict(change), "etag": etag}), etag, status)
+
+
+def _refused(error: RequestError, request: Request) -> Response:
+    reply = refusal(error, request.url.path)
+    if isinstance(error, ReadOnlyError):
+        reply.headers["Allow"] = "GET"
+    return reply
+
+
+async def _record(request: Request, state: PolicyState, change: PolicyChange) -> None:
+    try:
+        await state.record_change(change, principal_of(request.scope))
+    except UnavailableError as error:
+        message = f"expected to audit that `{change.name}` was {change.action}, which is in force: {error}"
+        raise UnavailableError(message, at=(), reason=error.reason) from error
+
+
+def _folder(state: PolicyState) -> PolicyFolder:
+    if state.policies is None:
+        message = "expected a folder of policies, and none is configured here: start the server with one"
+        raise MissingError(message, at=(), reason="not_configured")
+    return state.policies
+
+
+def _list(folder: PolicyFolder) -> Response:
+    found = folder.current()
+    data = [_described(policy) for policy in found.policies.values()]
+    return _reply(PolicyList(version=found.version, problem=folder.problem, data=data))
+
+
+def _show(folder: PolicyFolder, name: str) -> Response:
+    policy = folder.current().policies.get(name)
+    if policy is None:
+        raise MissingError(f"expected the name of a policy in force, got {name[:80]!r}", at=("name",))
+    return _reply(_described(policy), policy.etag)
+
+
+def _described(policy: Policy) -> PolicyDocument:
+    return PolicyDocument.model_validate(policy, from_attributes=True)
+
+
+async def _document(request: Request) -> bytes:
+    """The body, no more of it than a document may have."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in _YAML_TYPES:
+        message = f"expected the policy as application/yaml or text/plain, got {kind[:80] or 'no type'!r}"
+        raise RequestError(message, at=("headers", "content-type"))
+    content = b""
+    async for part in request.stream():
+        content += part
+        if len(content) > MAX_BYTES:
+            message = f"expected a document of at most {MAX_BYTES} bytes, got more"
+            raise RequestError(message, at=(), reason="too_large")
+    return content
+
+
+def _reply(model: BaseModel, etag: str | None = None, status: int = 200) -> Response:
+    headers = {"ETag": etag} if etag else {}
+    return JSONResponse(model.model_dump(mode="json"), status_code=status, headers=headers)

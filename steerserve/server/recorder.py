@@ -1,0 +1,173 @@
+"""Puts on record what became of each request, and who changed what; refuses where that must be but cannot."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any, Literal
+
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from steerserve.access.principal import Principal
+from steerserve.audit import AuditLog, PolicyUse, Record, Watched, trace_id_of
+from steerserve.carried import Carried
+from steerserve.catalog import Catalog
+from steerserve.errors import AuditError, RequestError, UnavailableError
+from steerserve.policy import PolicyChange
+from steerserve.policy.outcome import aborted, tokens_touched, watched
+from steerserve.report import TicketTally
+
+from .guard import principal_of
+from .reply import SteeredReply
+from .routing import path_of
+
+__all__ = ["Recorder"]
+
+logger = logging.getLogger(__name__)
+Outcome = Literal["ok", "refused", "aborted", "failed", "left"]
+
+
+class Recorder:
+    """The audit log as the server uses it; without one, nothing is recorded and nothing is refused.
+
+    Args: log: None where no audit is configured. strict: whether requests under an enforced policy are
+        refused while the log cannot be written.
+    """
+
+    def __init__(
+        self, log: AuditLog | None = None, catalog: Catalog | None = None, *, strict: bool = True
+    ) -> None:
+        self.log = log
+        self._catalog = catalog
+        self._strict = strict
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing can be recorded; None where it can, or need not be."""
+        return self.log.problem if self.log is not None else None
+
+    def check(self, carried: Carried) -> None:
+        """Refuse a request that could not be put on record.
+
+        Raises: UnavailableError.
+        """
+        if self._strict and self.problem is not None and _is_bound(carried):
+            raise UnavailableError("expected to audit this request, and cannot now", at=(), reason="audit")
+
+    async def served(self, scope: Scope, carried: Carried, tally: TicketTally | None) -> None:
+        """A reply is about to end.
+
+        Raises: UnavailableError if it may not, for it cannot be recorded.
+        """
+        if self.log is None or not carried.admitted:
+            return
+        outcome: Outcome = "aborted" if aborted(carried.merged, tally) else "ok"
+        try:
+            await self.log.written(self._record(scope, carried, outcome, tally, status=200))
+        except AuditError as error:
+            logger.error("A request is not on record: %s", error)
+            if self._strict and carried.merged.enforced:
+                message = "expected to audit this request, and could not"
+                raise UnavailableError(message, at=(), reason="audit") from error
+
+    async def refused(self, scope: Scope, carried: Carried, error: RequestError) -> None:
+        """A request was refused before the engine saw it."""
+        await self._try(
+            self._record(scope, carried, "refused", None, status=error.status, reason=error.reason)
+        )
+
+    async def ended(self, scope: Scope, carried: Carried, reply: SteeredReply) -> None:
+        """A request ended that `served` was not told of: refused, failed, or its client left."""
+        if reply.asked and not reply.refused:
+            return
+        if carried.refused is not None:
+            error = carried.refused
+            await self._try(
+                self._record(scope, carried, "refused", None, status=error.status, reason=error.reason)
+            )
+        elif carried.admitted or carried.own is not None:
+            outcome: Outcome = "refused" if reply.refused else "left" if not reply.finished else "failed"
+            await self._try(self._record(scope, carried, outcome, None, status=reply.status))
+
+    async def changed(self, change: PolicyChange, principal: Principal | None) -> None:
+        """A policy was changed over HTTP.
+
+        Raises: UnavailableError if that cannot be recorded.
+        """
+        if self.log is None:
+            return
+        version = change.new_version or change.old_version or 0
+        mode: Literal["enforce", "off"] = "off" if change.action == "deleted" else "enforce"
+        record = Record(
+            event="policy",
+            principal=None if principal is None else principal.name,
+            policies=(PolicyUse(name=change.name, version=version, mode=mode),),
+            detail=f"{change.action} {change.old_version} -> {change.new_version}, sha256 {change.sha256}",
+        )
+        try:
+            await self.log.written(record)
+        except AuditError as error:
+            raise UnavailableError(str(error), at=(), reason="audit") from error
+
+    def close(self) -> None:
+        """Write what is queued."""
+        if self.log is not None:
+            self.log.close()
+
+    async def _try(self, record: Record) -> None:
+        if self.log is None:
+            return
+        try:
+            await self.log.written(record)
+        except AuditError as error:
+            logger.error("A request is not on record: %s", error)
+
+    def _record(
+        self,
+        scope: Scope,
+        carried: Carried,
+        outcome: Outcome,
+        tally: TicketTally | None,
+        *,
+        status: int | None,
+        reason: str | None = None,
+    ) -> Record:
+        headers = Headers(scope=scope)
+        plan = carried.merged.plan or carried.own
+        uses = tuple(PolicyUse(name=p.name, version=p.version, mode=p.mode) for p in carried.merged.policies)
+        return Record(
+            event="request",
+            request_id=headers.get("x-request-id") or carried.ticket,
+            trace_id=trace_id_of(headers.get("traceparent")),
+            principal=principal_of(scope).name,
+            route=path_of(scope),
+            outcome=outcome,
+            status=status,
+            reason=reason,
+            plan=None if plan is None else plan.digest,
+            policies=uses,
+            saes=self._saes(carried),
+            tokens=tokens_touched(carried.merged, tally),
+            watched={
+                f"{p.name}/{row.origin.watch}": _seen(row, c) for p, row, c in watched(carried.merged, tally)
+            },
+        )
+
+    def _saes(self, carried: Carried) -> dict[str, str]:
+        plan = carried.merged.plan or carried.own
+        if plan is None or self._catalog is None:
+            return {}
+        used = dict.fromkeys(row.source for row in plan.rows)
+        return {key: self._catalog.sources[key].fingerprint for key in used}
+
+
+def _is_bound(carried: Carried) -> bool:
+    """Whether an enforced policy may be for the request; its model is not known yet."""
+    compiled = carried.in_force.compiled.values() if carried.in_force is not None else ()
+    return any(one.policy.mode == "enforce" for one in compiled)
+
+
+def _seen(row: Any, counts: Any) -> Watched:
+    largest = counts.max_before if math.isfinite(counts.max_before) else None
+    return Watched(tokens=counts.tokens, fired=counts.lowered, above=row.c, max=largest)

@@ -1,0 +1,65 @@
+"""The GPU's kernels, run by Triton's interpreter."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import pytest
+import triton
+import triton.language as tl
+from triton.runtime.jit import JITFunction
+
+import steerserve.steer.triton
+
+__all__ = ["interpreted"]
+
+
+@contextmanager
+def interpreted() -> Iterator[ModuleType]:
+    """The kernels' module, run by Triton's interpreter.
+
+    Triton decides when a function is decorated. Here that may have happened already, so the module is loaded
+    once more under another name, and the functions of Triton's own language are decorated again for a while.
+    The interpreter, too, leaves changes in that language, which would break whoever compiles later.
+    """
+    changing = (tl, tl.core, tl.math, tl.standard, tl.tensor, tl.dtype, tl.core.tensor_descriptor_base)
+    before = [dict(vars(owner)) for owner in changing]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton.knobs.runtime, "interpret", True)
+        for module in (tl, tl.standard):
+            for name, member in list(vars(module).items()):
+                if isinstance(member, JITFunction):
+                    setattr(module, name, triton.jit(member.fn))
+        try:
+            yield _module()
+        finally:
+            for owner, members in zip(changing, before, strict=True):
+                _restore(owner, members)
+
+
+def _restore(owner: Any, members: dict[str, Any]) -> None:
+    for name, member in list(vars(owner).items()):
+        if member is not members.get(name, member):
+            setattr(owner, name, members[name])
+        # What a module gains are names that the interpreter's own copies of its functions go on using.
+        elif name not in members and isinstance(owner, type):
+            delattr(owner, name)
+
+
+@cache
+def _module() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "steerserve.steer._interpreted", steerserve.steer.triton.__file__
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
