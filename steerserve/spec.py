@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from .errors import RequestError
 
 __all__ = [
+    "EVERYWHERE",
     "Condition",
     "Intervention",
     "SteeringSpec",
@@ -72,6 +73,9 @@ class Where(_Strict):
     special_tokens: bool = False
 
 
+EVERYWHERE = Where()
+
+
 class Intervention(_Strict):
     """One change to one feature of an SAE, or to one named direction; or, with `then: "abort"`, an end.
 
@@ -87,7 +91,8 @@ class Intervention(_Strict):
     value: Value | None = None
     unit: Literal["raw", "max"] = "raw"
     only_if_active: bool = False
-    where: Where = Where()
+    # Shared, for it is frozen: pydantic would copy a default, deeply, for every intervention.
+    where: Where = Field(default_factory=lambda: EVERYWHERE)
     when: Condition | Annotated[list[Condition], Field(max_length=16)] = Field(default_factory=list)
     latch: bool = False
     then: Literal["apply", "abort"] = "apply"

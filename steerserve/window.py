@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .spec import Where
+from .spec import EVERYWHERE, Where
 
 __all__ = ["Selector", "Window", "resolve"]
 
@@ -40,6 +40,8 @@ class Window:
     @classmethod
     def of(cls, where: Where) -> Window:
         """The window that a request's `where` asks for."""
+        if where is EVERYWHERE:
+            return _EVERYWHERE
 
         def ordered(values: Sequence[int] | None) -> tuple[int, ...]:
             return tuple(sorted(set(values or ())))
@@ -88,6 +90,9 @@ class Window:
         elif not self.positions and not self.tokens:
             ranges.append((low, high))
         return ranges
+
+
+_EVERYWHERE = Window()
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,12 @@ class Hooked:
             plans = random_plans(batch, ROWS, width, "cuda")
             trace = torch.empty(batch, ROWS, 2, device="cuda")
             self.hooks[layer] = partial(
-                _steer, plans=plans, slot=self.slot, rows=rows, trace=trace, history=History.blank(batch, "cuda")
+                _steer,
+                plans=plans,
+                slot=self.slot,
+                rows=rows,
+                trace=trace,
+                history=History.blank(batch, "cuda"),
             )
 
     def use(self, variant: str) -> None:

@@ -56,7 +56,9 @@ def _calls(requests: int, each: int) -> tuple[Callable[[], None], Callable[[], N
     special = full(0, torch.bool, _VOCAB)
     of_token = (full(-1, torch.int32), full(0, torch.int64), full(-1, torch.int32), full(0, torch.int64))
     slot, _, table, position = of_token
-    fill = partial(fill_triton, layout, starts, positions, full(7, torch.int32), special, *of_token, tallies.since)
+    fill = partial(
+        fill_triton, layout, starts, positions, full(7, torch.int32), special, *of_token, tallies.since
+    )
     limit = full(2**31, torch.int64, requests)
     trace = torch.rand(_MAX_TOKENS, ROWS, 2, device="cuda")
     plans = random_plans(requests, ROWS, 16, "cuda")

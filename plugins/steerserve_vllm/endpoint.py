@@ -67,6 +67,10 @@ class SteeringEndpoints:
         parallel = config.parallel_config
         steering.enforcement = enforcement_for(config)
         steering.recorder = _recorder(own, steering.catalog, max(0, parallel._api_process_rank))
+        if steering.enforcement is not None:
+            steering.enforcement.changed = steering.recorder.reloaded
+        if steering.keys is not None:
+            steering.keys.changed = steering.recorder.rekeyed
         steering.reporter = Reporter(steering.catalog)
         steering.collector = ReportCollector(
             ask_workers(engine_client),

@@ -8,6 +8,7 @@ import logging
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -63,6 +64,8 @@ class KeyRing:
     scrypt runs in two threads and once per key: its result is remembered under a keyed digest until the file
     changes. Each process that serves has a ring of its own.
 
+    `changed` is called with the names of the keys whenever others are in force than before.
+
     Raises: KeyFileError if the file cannot be read at the start.
     """
 
@@ -71,6 +74,7 @@ class KeyRing:
         file, self._seen = self._read()
         self._keys = _Keys.of(file)
         self._problem: str | None = None
+        self.changed: Callable[[str], None] = lambda _: None
         self._checked = time.monotonic()
         self._loading = threading.Lock()
         self._pepper = secrets.token_bytes(32)
@@ -161,6 +165,8 @@ class KeyRing:
             else:
                 self._keys, self._problem = _Keys.of(file), None
                 logger.info("Read %d keys from %s", len(file.keys), self._path)
+                names = sorted(f"{key.name} ({key.id})" for key in file.keys)
+                self.changed(f"{len(names)} keys: {', '.join(names)}")
 
     def _read(self) -> tuple[KeyFile, Stamp | None]:
         return read_key_file(self._path)

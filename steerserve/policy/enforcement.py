@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -105,7 +105,7 @@ class InForce:
 
 
 class Enforcement:
-    """The policies of a folder, compiled anew whenever it changes.
+    """The policies of a folder, compiled anew whenever it changes; `changed` is then called with them.
 
     Args: path: the folder. catalog: what is served.
     Raises: PolicyError if the folder cannot be enforced as it is: the server must not start.
@@ -115,13 +115,17 @@ class Enforcement:
         self._catalog = catalog
         self.folder = PolicyFolder(path, lambda policies: check_policies(policies, catalog))
         self._in_force: InForce | None = None
+        self.changed: Callable[[InForce], None] = lambda _: None
 
     def current(self) -> InForce:
         """The policies in force now."""
         found, known = self.folder.current(), self._in_force
         if known is None or known.version != found.version:
             compiled = compile_policies(tuple(found.policies.values()), self._catalog)
+            is_new = known is not None
             known = self._in_force = InForce(found.version, compiled, self._catalog)
+            if is_new:
+                self.changed(known)
         return known
 
 

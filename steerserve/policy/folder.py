@@ -100,7 +100,7 @@ class PolicyFolder:
         policy = read_policy(name, content)
         with self._changing() as files:
             old = files.get(name)
-            check_precondition(old and old.sha256, if_match, if_none_match)
+            check_precondition(old.sha256 if old else None, if_match, if_none_match)
             old_version = self._version(name, old)
             if old_version is not None and policy.version <= old_version:
                 message = f"expected `version` > {old_version}, the one in place, got {policy.version}"

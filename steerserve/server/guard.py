@@ -41,6 +41,9 @@ class GuardState(Protocol):
     def server_keys(self) -> tuple[str, ...]:
         """The server's own keys, of `--api-key`, which may do everything."""
 
+    def denied(self, scope: Scope, error: RequestError) -> None:
+        """Told of every request that is turned away."""
+
 
 def principal_of(scope: Mapping[str, Any]) -> Principal:
     """Who sent the request."""
@@ -62,6 +65,7 @@ class KeyGuard:
                 scope[PRINCIPAL] = await self._admit(scope)
             except RequestError as error:
                 count_refusal(error.reason)
+                self.state.denied(scope, error)
                 await _refuse(error, scope, receive, send)
                 return
         await self.app(scope, receive, send)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any, Literal
+from typing import Literal
 
 from starlette.datastructures import Headers
 from starlette.types import Scope
@@ -14,9 +14,11 @@ from steerserve.audit import AuditLog, PolicyUse, Record, Watched, trace_id_of
 from steerserve.carried import Carried
 from steerserve.catalog import Catalog
 from steerserve.errors import AuditError, RequestError, UnavailableError
-from steerserve.policy import PolicyChange
+from steerserve.plan import Row
+from steerserve.policy import Policy, PolicyChange
+from steerserve.policy.enforcement import InForce
 from steerserve.policy.outcome import aborted, tokens_touched, watched
-from steerserve.report import TicketTally
+from steerserve.report import Counts, TicketTally
 
 from .guard import principal_of
 from .reply import SteeredReply
@@ -110,6 +112,34 @@ class Recorder:
         except AuditError as error:
             raise UnavailableError(str(error), at=(), reason="audit") from error
 
+    def denied(self, scope: Scope, error: RequestError) -> None:
+        """A request was turned away at the door; nobody waits until that is written."""
+        headers = Headers(scope=scope)
+        self._note(
+            Record(
+                event="request",
+                request_id=headers.get("x-request-id"),
+                trace_id=trace_id_of(headers.get("traceparent")),
+                route=path_of(scope),
+                outcome="refused",
+                status=error.status,
+                reason=error.reason,
+            )
+        )
+
+    def reloaded(self, in_force: InForce) -> None:
+        """Other policies are in force than before, wherever the change came from."""
+        uses = tuple(_use(one.policy) for one in in_force.compiled.values())
+        self._note(Record(event="policy", policies=uses, detail=f"in force: {in_force.version}"))
+
+    def rekeyed(self, detail: str) -> None:
+        """Other keys are in force than before."""
+        self._note(Record(event="keys", detail=detail))
+
+    def _note(self, record: Record) -> None:
+        if self.log is not None:
+            self.log.append(record)
+
     def close(self) -> None:
         """Write what is queued."""
         if self.log is not None:
@@ -135,7 +165,7 @@ class Recorder:
     ) -> Record:
         headers = Headers(scope=scope)
         plan = carried.merged.plan or carried.own
-        uses = tuple(PolicyUse(name=p.name, version=p.version, mode=p.mode) for p in carried.merged.policies)
+        uses = tuple(_use(policy) for policy in carried.merged.policies)
         return Record(
             event="request",
             request_id=headers.get("x-request-id") or carried.ticket,
@@ -168,6 +198,10 @@ def _is_bound(carried: Carried) -> bool:
     return any(one.policy.mode == "enforce" for one in compiled)
 
 
-def _seen(row: Any, counts: Any) -> Watched:
+def _use(policy: Policy) -> PolicyUse:
+    return PolicyUse(name=policy.name, version=policy.version, mode=policy.mode)
+
+
+def _seen(row: Row, counts: Counts) -> Watched:
     largest = counts.max_before if math.isfinite(counts.max_before) else None
     return Watched(tokens=counts.tokens, fired=counts.lowered, above=row.c, max=largest)

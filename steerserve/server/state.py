@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from starlette.types import Scope
+
 from steerserve.access.keyring import KeyRing
 from steerserve.access.principal import Principal
 from steerserve.catalog import Catalog
+from steerserve.errors import RequestError
 from steerserve.policy import PolicyChange, PolicyFolder
 from steerserve.policy.enforcement import Enforcement
 from steerserve.report import Reporter
@@ -45,6 +48,10 @@ class SteeringState:
     def is_guarded(self) -> bool:
         """Whether a request that asks for nothing is of interest all the same."""
         return self.enforcement is not None or self.keys is not None
+
+    def denied(self, scope: Scope, error: RequestError) -> None:
+        """Put on record that a request was turned away at the door."""
+        self.recorder.denied(scope, error)
 
     async def record_change(self, change: PolicyChange, principal: Principal | None) -> None:
         """Put a changed policy on record.

@@ -468,7 +468,7 @@ def _hold(
                 z = max(exact, coarse) + p[BIAS]
                 spread = np.sqrt(square)
                 two_sided = p[BASE] > -np.inf
-                room = spread * 4 * step_size if two_sided else 0.0
+                room = spread * max(EXACT * 2, step_size * 4) if two_sided else 0.0
                 if z + spread * EXACT <= p[CEILING] + room and z + room >= p[BASE]:
                     continue
                 margin = 0.0 if two_sided else spread * max(EXACT * 2, step_size) * (1 + sweep)

@@ -170,7 +170,7 @@ def _pull(
     spread = float(torch.linalg.vector_norm(w * torch.maximum(own.abs(), x.abs())))
     z = float(torch.maximum(w @ x, w @ rounded) + p[BIAS])
     two_sided = bool(p[BASE] > -torch.inf)
-    room = spread * 4 * torch.finfo(stream.dtype).eps if two_sided else 0.0
+    room = spread * max(EXACT * 2, torch.finfo(stream.dtype).eps * 4) if two_sided else 0.0
     inside = z + spread * EXACT <= p[CEILING] + room and z + room >= p[BASE]
     if inside:
         return False

@@ -449,7 +449,7 @@ def _outside(
     spread = tl.sqrt(tl.sum(square, axis=0))
     ceiling, base = tl.load(p + _CEILING), tl.load(p + _BASE)
     two_sided = base > float("-inf")
-    room = tl.where(two_sided, spread * 4 * STEP, 0.0)
+    room = tl.where(two_sided, spread * tl.maximum(_EXACT * 2, STEP * 4), 0.0)
     ok = (z + spread * _EXACT <= ceiling + room) & (z + room >= base)
     margin = tl.where(two_sided, 0.0, spread * tl.maximum(_EXACT * 2, STEP) * (1 + sweep))
     shift = (ceiling - margin - z) / tl.load(p + _NORM)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import multiprocessing
 import os
@@ -472,6 +473,33 @@ def test_a_crash_before_the_replacement_leaves_the_old_document_and_no_lock(home
     assert versions(folder) == {NAME: 1}
     folder.put(NAME, document(version=2), if_match="*")
     assert [path.name for path in home.iterdir() if path.name != ".lock"] == [FILE]
+
+
+def test_a_change_holds_the_lock_from_reading_to_writing(
+    home: Path, folder: PolicyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from steerserve.policy import folder as module
+
+    held = []
+
+    def watched(name: str) -> None:
+        real = getattr(module, name)
+
+        def probe(*args: Any) -> Any:
+            with open(home / ".lock") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    held.append(name)
+            return real(*args)
+
+        monkeypatch.setattr(module, name, probe)
+
+    for name in ("read_folder", "write_file", "remove_file"):
+        watched(name)
+    folder.put(NAME, document(version=2), if_match="*")
+    folder.delete(NAME, if_match="*")
+    assert held == ["read_folder", "write_file", "read_folder", "remove_file"]
 
 
 def _try_to_put(home: Path, version: int, tag: str) -> bool:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from steerserve.access.key_file import change_key_file
 from steerserve.access.key_text import KeyText
 from steerserve.access.keyring import KeyRing
 from steerserve.access.principal import ANYONE, NOBODY, SCOPES, Principal
+from steerserve.errors import RequestError
 from steerserve.server import guard
 from steerserve.server.guard import PRINCIPAL, SERVER_KEY, KeyGuard, principal_of
 
@@ -42,6 +43,10 @@ ROUTES = {
 class State:
     keys: KeyRing | None = None
     server_keys: tuple[str, ...] = ()
+    turned_away: list[str] = field(default_factory=list)
+
+    def denied(self, scope: Any, error: RequestError) -> None:
+        self.turned_away.append(error.reason)
 
 
 def key_of(name: str) -> KeyText:
@@ -269,6 +274,15 @@ def test_what_is_not_wholly_the_servers_key_is_none(ask: Ask, state: State, text
     state.server_keys = (SERVER_TEXT,)
     reply = ask("POST", "/v1/completions", authorization=f"Bearer {text}x")
     assert reply.status_code == 401
+
+
+def test_the_servers_key_guards_the_routes_that_its_own_check_leaves_out(ask: Ask, state: State) -> None:
+    state.keys, state.server_keys = None, (SERVER_TEXT,)
+    for path in ("/invocations", "/tokenize", "/v1/completions"):
+        assert ask("POST", path).status_code == 401
+        assert ask("POST", path, authorization=f"Bearer {SERVER_TEXT}").status_code != 401
+    assert ask("GET", "/health").status_code == 200
+    assert len(state.turned_away) == 3
 
 
 def test_all_of_the_servers_keys_are_compared_in_constant_time(

@@ -10,9 +10,12 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import triton
 import triton.language as tl
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 from triton.runtime.jit import JITFunction
 
 import steerserve.steer.triton
@@ -32,6 +35,7 @@ def interpreted() -> Iterator[ModuleType]:
     before = [dict(vars(owner)) for owner in changing]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton.knobs.runtime, "interpret", True)
+        patch.setattr(InterpreterBuilder, "cast_impl", _cast)
         for module in (tl, tl.standard):
             for name, member in list(vars(module).items()):
                 if isinstance(member, JITFunction):
@@ -41,6 +45,17 @@ def interpreted() -> Iterator[ModuleType]:
         finally:
             for owner, members in zip(changing, before, strict=True):
                 _restore(owner, members)
+
+
+def _cast(self: Any, src: Any, dst_type: Any) -> Any:
+    """The interpreter cuts float32 to bfloat16; a GPU rounds to nearest, ties to even."""
+    if src.dtype.scalar != tl.float32 or dst_type.scalar != tl.bfloat16:
+        return _CAST(self, src, dst_type)
+    rounded = torch.from_numpy(np.ascontiguousarray(src.data)).to(torch.bfloat16)
+    return TensorHandle(rounded.view(torch.uint16).numpy(), dst_type.scalar)
+
+
+_CAST = InterpreterBuilder.cast_impl
 
 
 def _restore(owner: Any, members: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Random slots whose rows remember, ask, observe and hold, and one step of tokens through all three stages."""
+"""Random slots whose rows remember, ask, observe and hold, and a step of tokens through all stages."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def _fill_gates(buffers: PointBuffers, slot: int, n: int, generator: torch.Gener
 def random_step(
     buffers: PointBuffers, tokens: int, dtype: torch.dtype, *, two_parts: bool, seed: int
 ) -> Step:
-    """Tokens of several requests, each in its slot; some without a table, some requests with notes already."""
+    """Tokens of several requests, each in its slot; one without a table, others with notes already."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(low: int, high: int, *shape: int) -> Tensor:

@@ -58,11 +58,10 @@ def test_the_loops_are_the_reference_for_any_step(
     hold_to_the_reference(by_cpu, buffers, step)
 
 
-@settings(max_examples=40, derandomize=True)
-@given(rows=st.integers(1, 24), tokens=st.integers(0, 8), seed=st.integers(0, 2**16))
-def test_the_kernels_are_the_reference_for_any_step(rows: int, tokens: int, seed: int) -> None:
-    buffers = staged_buffers(5, rows, 48, seed)
-    step = random_step(buffers, tokens, torch.float32, two_parts=bool(seed % 2), seed=seed)
+@pytest.mark.parametrize("seed", range(12))
+def test_the_kernels_are_the_reference_for_any_step(seed: int) -> None:
+    buffers = staged_buffers(5, 1 + 2 * seed, 48, seed)
+    step = random_step(buffers, seed % 7, torch.float32, two_parts=bool(seed % 2), seed=seed)
     hold_to_the_reference(by_triton, buffers, step)
 
 
