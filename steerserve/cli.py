@@ -11,7 +11,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from .access.binding import check_binding
 from .access.command import app as keys_app
+from .access.key_file import read_key_file
 from .audit.command import app as audit_app
 from .catalog import check_served
 from .config import SteerserveConfig, parse_config
@@ -19,6 +21,7 @@ from .errors import ConfigError, SteerserveError
 from .experiments.command import app as experiment_app
 from .judging.command import eval_command
 from .judging.directions_command import directions_command
+from .policy import PolicyFolder
 from .policy.command import app as policy_app
 from .sae import open_sae, read_direction
 from .sae.command import app as sae_app
@@ -60,9 +63,7 @@ def serve(
     ] = 16,
     policies: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder of policies, which hold for every request; read again when it changes."
-        ),
+        typer.Option(help="Folder of policies, which hold for every request; read again when it changes."),
     ] = None,
     keys: Annotated[
         Path | None, typer.Option(help="File of keys, made with `steerserve keys`: who may do what.")
@@ -163,6 +164,7 @@ def serve_command(model: str, ours: dict[str, Any], rest: list[str]) -> tuple[li
     config = parse_config(additional)
     assert config is not None
     _check_files(config)
+    _check_guard(config, rest)
     command = [sys.executable, "-m", "steerserve_vllm.vllm_command", "serve", model]
     return [*command, "--additional-config", json.dumps(additional), *rest], _environment()
 
@@ -221,6 +223,30 @@ def _check_files(config: SteerserveConfig) -> None:
         check_served(sae.name, open_sae(sae.path), resident=sae.resident)
     for direction in config.directions:
         read_direction(direction.path)
+
+
+def _check_guard(config: SteerserveConfig, rest: list[str]) -> None:
+    """Read keys and policies before vLLM starts, and refuse to listen where an open server should not.
+
+    Raises: KeyFileError, PolicyError or ConfigError.
+    """
+    if config.keys is not None:
+        read_key_file(config.keys)
+    if config.policies is not None:
+        PolicyFolder(config.policies, lambda _: None)
+    guarded = config.keys is not None or bool(_flag(rest, "--api-key") or os.environ.get("VLLM_API_KEY"))
+    if not any(word.startswith(("-h", "--help")) for word in rest):
+        host, socket = _flag(rest, "--host"), _flag(rest, "--uds")
+        check_binding(host, socket, guarded=guarded, open_to_all=config.open_to_all)
+
+
+def _flag(rest: list[str], name: str) -> str | None:
+    """The value of one of vLLM's options, in either of its spellings."""
+    for i, argument in enumerate(rest):
+        flag, equals, value = argument.partition("=")
+        if flag.replace("_", "-") == name:
+            return value if equals else "".join(rest[i + 1 : i + 2])
+    return None
 
 
 def _environment() -> dict[str, str]:

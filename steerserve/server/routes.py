@@ -77,9 +77,10 @@ def _health(state: SteeringState) -> Health:
         "audit": state.recorder.problem,
     }
     found = {name: problem for name, problem in problems.items() if problem is not None}
+    head = None if state.recorder.log is None else str(state.recorder.log.head)
     if not (state.catalog and state.catalog.sources):
         return Health(status="not_configured", problems=found)
-    return Health(status="degraded" if found else "ok", problems=found)
+    return Health(status="degraded" if found else "ok", problems=found, audit_head=head)
 
 
 def _catalog_saes(catalog: Catalog | None) -> list[Source]:

@@ -106,3 +106,6 @@ class Health(BaseModel):
     problems: dict[str, str] = Field(
         default_factory=dict, description="what is not as it should be, of `policies`, `keys` and `audit`"
     )
+    audit_head: str | None = Field(
+        None, description="where the audit log is, to keep elsewhere for `steerserve audit verify --head`"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 
 from starlette.types import Scope
@@ -64,4 +65,4 @@ class SteeringState:
         """Stop the background work, and close the audit log."""
         if self.collector is not None:
             await self.collector.stop()
-        self.recorder.close()
+        await asyncio.to_thread(self.recorder.close)

@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -539,14 +539,15 @@ def test_a_look_that_began_before_a_change_does_not_undo_it(home: Path) -> None:
             entered.set()
             assert leave.wait(60)
 
-    folder = PolicyFolder(home, check, every=0)
+    folder = PolicyFolder(home, check, every=3600)
+    folder._next_look = 0
     (home / FILE).write_bytes(document(version=2))
     with ThreadPoolExecutor(2) as pool:
         look = pool.submit(folder.current)
         assert entered.wait(60)
         change = pool.submit(folder.put, NAME, document(version=3), if_match="*")
-        while document(version=3) != (home / FILE).read_bytes():
-            threading.Event().wait(0.01)
+        # Long enough for a change that would not wait for the look.
+        wait([change], timeout=0.5)
         leave.set()
         look.result()
         change.result()
