@@ -77,7 +77,7 @@ class SteeringEndpoints:
             feeds_tokens=parallel._api_process_rank <= 0,
             several_servers=parallel._api_process_count > 1,
         )
-        steering.collector.start()
+        steering.start()
 
 
 def _guard(state: SteeringState, config: SteerserveConfig, args: Namespace) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from steerserve.carried import CARRIED, Carried
 from steerserve.config import parse_config
 from steerserve.errors import ConfigError, RouteError
 from steerserve.metrics import count_rejection
+from steerserve.policy.enforcement import Caller
 
+from . import ending_shown
 from .seams import FRONT_END_SEAMS, check, wrap
 
 __all__ = ["install"]
@@ -27,6 +30,7 @@ def install() -> None:
     check(FRONT_END_SEAMS)
     wrap("attach_endpoints", _wrap_attach)
     wrap("run_batch_request", _wrap_run_request)
+    ending_shown.install()
     _installed = True
 
 
@@ -46,7 +50,12 @@ def _wrap_attach(original: Callable[..., Any]) -> Callable[..., Any]:
 def _wrap_run_request(original: Callable[..., Any]) -> Callable[..., Any]:
     async def run_request(serving_engine_func: Any, request: Any, tracker: Any) -> Any:
         if "steering" not in (getattr(request.body, "model_extra", None) or {}):
-            return await original(serving_engine_func, request, tracker)
+            # Policies for a route hold for a line of a batch file that names it.
+            token = CARRIED.set(Carried(caller=Caller(route=request.url)))
+            try:
+                return await original(serving_engine_func, request, tracker)
+            finally:
+                CARRIED.reset(token)
         from vllm.entrypoints.launchers.run_batch import make_error_request_output
 
         error = RouteError(

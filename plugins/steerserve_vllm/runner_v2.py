@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from . import ending
 from .admission import plan_of
 from .attach import attach
 from .seams import V2_SEAMS, check, wrap
@@ -29,6 +30,7 @@ def install() -> None:
     _installed = True
     wrap("model_state_class", _wrap_model_state_class)
     wrap("finish_requests", _wrap_finish_requests)
+    ending.install_v2()
 
 
 def _wrap_model_state_class(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,6 +12,7 @@ from steerserve.errors import IncompatibleError
 from steerserve.hookpoint import HookPoint
 from steerserve.policy.enforcement import Enforcement
 from steerserve.sae.hook import Hook
+from steerserve.server.routing import CARRYING
 
 __all__ = ["catalog_for", "check_engine", "config_for", "enforcement_for", "harvest_points"]
 
@@ -55,7 +56,7 @@ def enforcement_for(vllm_config: Any) -> Enforcement | None:
         return None
     key = (vllm_config.model_config.model, config.model_dump_json())
     if key not in _enforcements:
-        _enforcements[key] = Enforcement(config.policies, catalog)
+        _enforcements[key] = Enforcement(config.policies, catalog, CARRYING)
     return _enforcements[key]
 
 

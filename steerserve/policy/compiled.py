@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -32,12 +32,20 @@ class CompiledPolicy:
         return {(row.source, row.feature): row for row in self.rows if row.applies}
 
 
-def check_policies(policies: Sequence[Policy], catalog: Catalog) -> None:
+def check_policies(
+    policies: Sequence[Policy], catalog: Catalog, routes: Collection[str] | None = None
+) -> None:
     """Refuse a set that cannot be enforced exactly, as a whole.
 
+    Args: routes: the routes that generate, where they are known: a policy for another one would hold nothing.
     Raises: PolicyError naming the policy and what is wrong.
     """
     compile_policies(policies, catalog)
+    for policy in policies if routes is not None else ():
+        for route in policy.applies.routes:
+            if routes is not None and route not in routes:
+                known = ", ".join(sorted(routes))
+                raise PolicyError(f"policy `{policy.name}`: expected routes of {known}, got {route!r}")
 
 
 def compile_policies(policies: Sequence[Policy], catalog: Catalog) -> dict[str, CompiledPolicy]:

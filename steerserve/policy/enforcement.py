@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -107,13 +107,13 @@ class InForce:
 class Enforcement:
     """The policies of a folder, compiled anew whenever it changes; `changed` is then called with them.
 
-    Args: path: the folder. catalog: what is served.
+    Args: path: the folder. catalog: what is served. routes: the routes that generate, where they are known.
     Raises: PolicyError if the folder cannot be enforced as it is: the server must not start.
     """
 
-    def __init__(self, path: Path, catalog: Catalog) -> None:
+    def __init__(self, path: Path, catalog: Catalog, routes: Collection[str] | None = None) -> None:
         self._catalog = catalog
-        self.folder = PolicyFolder(path, lambda policies: check_policies(policies, catalog))
+        self.folder = PolicyFolder(path, lambda policies: check_policies(policies, catalog, routes))
         self._in_force: InForce | None = None
         self.changed: Callable[[InForce], None] = lambda _: None
 

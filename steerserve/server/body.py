@@ -10,9 +10,9 @@ from typing import Any
 from steerserve.errors import RequestError, RouteError
 from steerserve.spec import MAX_JSON_CHARS
 
-__all__ = ["mentions_beam_search", "take_steering"]
+from .places import FIELD, check_places, names_steering
 
-FIELD = "steering"
+__all__ = ["is_set", "take_steering"]
 
 
 def _spelled(name: str) -> str:
@@ -22,7 +22,7 @@ def _spelled(name: str) -> str:
 
 
 _KEY = re.compile(f'"{_spelled(FIELD)}"'.encode())
-_BEAMS = re.compile(f'"{_spelled("use_beam_search")}"'.encode())
+_OPTIONS = {name: re.compile(f'"{_spelled(name)}"'.encode()) for name in ("background", "use_beam_search")}
 _FORM_FIELD = re.compile(
     rb"""content-disposition:[^\r\n]*[;\s]name\*?=(?:"|utf-8'[^']*')?steering["\s;\r\n]""", re.IGNORECASE
 )
@@ -34,14 +34,17 @@ class _Repeated(dict[str, Any]):
     keys_again: frozenset[str]
 
 
-def take_steering(body: bytes, content_type: str = "") -> tuple[object, dict[str, Any]] | None:
+def take_steering(
+    body: bytes, content_type: str = "", path: str = ""
+) -> tuple[object, dict[str, Any]] | None:
     """The value of a JSON body's top-level `steering`, and the body without it; None where there is none.
 
     Raises: RequestError if the body mentions the key but is not JSON, or repeats it or a key inside it;
-        RouteError if it is a multipart form with such a field, which no route reads.
+        RouteError if it is a form with such a field, or has the key where the route at `path` does not read it.
     """
-    if content_type.lower().startswith("multipart/"):
-        _check_form(body)
+    kind = content_type.lower().strip()
+    if kind.startswith(("multipart/", "application/x-www-form-urlencoded")):
+        _check_form(body, kind)
         return None
     mentioned = _KEY.search(body) is not None
     # A NUL byte means UTF-16 or UTF-32, which the server's own parser accepts too.
@@ -53,7 +56,10 @@ def take_steering(body: bytes, content_type: str = "") -> tuple[object, dict[str
         if not mentioned:
             return None
         raise RequestError(f"expected the body to be valid JSON: {error}", at=()) from None
-    if not isinstance(document, dict) or FIELD not in document:
+    if not isinstance(document, dict):
+        return None
+    check_places(document, path)
+    if FIELD not in document:
         return None
     if isinstance(document, _Repeated) and FIELD in document.keys_again:
         raise RequestError(f"expected `{FIELD}` once, got it twice")
@@ -64,21 +70,21 @@ def take_steering(body: bytes, content_type: str = "") -> tuple[object, dict[str
     return value, document
 
 
-def mentions_beam_search(body: bytes | dict[str, Any]) -> bool:
-    """Whether a body's `use_beam_search` is true; one that was not decoded is searched first."""
+def is_set(body: bytes | dict[str, Any], option: str) -> bool:
+    """Whether a body's `background` or `use_beam_search` is true; one that was not decoded is searched first."""
     if isinstance(body, dict):
-        return bool(body.get("use_beam_search"))
-    if _BEAMS.search(body) is None and b"\0" not in body:
+        return bool(body.get(option))
+    if _OPTIONS[option].search(body) is None and b"\0" not in body:
         return False
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
         return False
-    return isinstance(document, dict) and bool(document.get("use_beam_search"))
+    return isinstance(document, dict) and bool(document.get(option))
 
 
-def _check_form(body: bytes) -> None:
-    if _FORM_FIELD.search(body):
+def _check_form(body: bytes, kind: str) -> None:
+    if _FORM_FIELD.search(body) if kind.startswith("multipart/") else names_steering(body):
         raise RouteError("expected no `steering` in a form, which cannot carry it", reason="route")
 
 

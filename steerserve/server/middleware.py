@@ -21,8 +21,9 @@ from steerserve.policy.enforcement import Caller
 from steerserve.policy.outcome import policy_entries
 from steerserve.spec import parse_spec
 
-from .body import mentions_beam_search, take_steering
+from .body import is_set, take_steering
 from .guard import principal_of
+from .places import check_head
 from .refusal import refusal
 from .reply import SteeredReply
 from .routing import CARRYING, check_options, check_route, path_of
@@ -49,7 +50,7 @@ class SteeringMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._live(scope, receive, send)
-        elif scope["type"] == "http" and scope["method"] in _WITH_BODY:
+        elif scope["type"] == "http" and _may_steer(scope):
             await self._handle(scope, receive, send)
         elif scope["type"] == "websocket":
             await self._converse(scope, receive, send)
@@ -72,10 +73,13 @@ class SteeringMiddleware:
             return
         carried = self._carried(scope)
         try:
-            taken = take_steering(body, Headers(scope=scope).get("content-type", ""))
+            check_head(scope)
+            taken = take_steering(body, Headers(scope=scope).get("content-type", ""), path_of(scope))
             if taken is not None:
                 self._compile(path_of(scope), *taken, carried)
             self._check_alone(path_of(scope), body if taken is None else taken[1], carried)
+            if taken is not None:
+                scope, body = _with_body(scope, taken[1])
         except RequestError as error:
             count_rejection(error.reason)
             reply = refusal(error, path_of(scope))
@@ -85,8 +89,6 @@ class SteeringMiddleware:
         if taken is None and not self.state.is_guarded:
             await self.app(scope, _replay(body, receive), send)
             return
-        if taken is not None:
-            scope, body = _with_body(scope, taken[1])
         await self._steer(scope, _replay(body, receive), send, carried)
 
     def _carried(self, scope: Scope) -> Carried:
@@ -119,11 +121,16 @@ class SteeringMiddleware:
         if carried.in_force is None or path not in CARRYING:
             return
         self.state.recorder.check(carried)
-        if carried.in_force.depends_on_position and mentions_beam_search(body):
+        if carried.in_force.depends_on_position and is_set(body, "use_beam_search"):
             message = (
                 "expected no `use_beam_search`: a policy in force depends on positions, which beams lose"
             )
             raise RouteError(message, at=("use_beam_search",), reason="combination")
+        if is_set(body, "background"):
+            message = (
+                "expected no `background`: what policies do to a request is put on record as its reply ends"
+            )
+            raise RouteError(message, at=("background",), reason="combination")
 
     async def _steer(self, scope: Scope, receive: Receive, send: Send, carried: Carried) -> None:
         async def finish() -> dict[str, Any] | None:
@@ -138,7 +145,7 @@ class SteeringMiddleware:
             try:
                 await self.app(scope, receive, reply.send)
             except Exception:
-                if not reply.refused:
+                if not await reply.replaced():
                     raise
             finally:
                 await self._leave(scope, carried, reply)
@@ -180,6 +187,11 @@ def _carrying(carried: Carried) -> Iterator[None]:
         CARRIED.reset(token)
 
 
+def _may_steer(scope: Scope) -> bool:
+    """Whether a request has a body that `steering` could be in; a policy's document only speaks of it."""
+    return scope["method"] in _WITH_BODY and not path_of(scope).startswith("/v1/steering/")
+
+
 async def _read(receive: Receive) -> bytes | None:
     """The whole body; None if the client left while sending it."""
     parts = []
@@ -207,8 +219,14 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 def _with_body(scope: Scope, document: dict[str, Any]) -> tuple[Scope, bytes]:
-    """The scope and bytes of a request with this JSON body instead."""
-    body = json.dumps(document).encode()
+    """The scope and bytes of a request with this JSON body instead.
+
+    Raises: RequestError if it is nested more deeply than can be written.
+    """
+    try:
+        body = json.dumps(document).encode()
+    except RecursionError:
+        raise RequestError("expected a body that is nested less deeply", at=()) from None
     headers = MutableHeaders(raw=list(scope["headers"]))
     headers["content-length"] = str(len(body))
     return {**scope, "headers": headers.raw}, body

@@ -19,6 +19,7 @@ from steerserve.policy.document import MAX_BYTES, Mode
 
 from .guard import principal_of
 from .refusal import refusal
+from .routing import path_of
 
 __all__ = ["PolicyDocument", "PolicyList", "PolicyState", "add_policy_routes"]
 
@@ -173,7 +174,7 @@ async def _change(
 
 
 def _refused(error: RequestError, request: Request) -> Response:
-    reply = refusal(error, request.url.path)
+    reply = refusal(error, path_of(request.scope))
     if isinstance(error, ReadOnlyError):
         reply.headers["Allow"] = "GET"
     return reply

@@ -100,11 +100,10 @@ class Recorder:
         if self.log is None:
             return
         version = change.new_version or change.old_version or 0
-        mode: Literal["enforce", "off"] = "off" if change.action == "deleted" else "enforce"
         record = Record(
             event="policy",
             principal=None if principal is None else principal.name,
-            policies=(PolicyUse(name=change.name, version=version, mode=mode),),
+            policies=(PolicyUse(name=change.name, version=version, mode=change.mode or "off"),),
             detail=f"{change.action} {change.old_version} -> {change.new_version}, sha256 {change.sha256}",
         )
         try:

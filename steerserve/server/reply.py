@@ -52,6 +52,7 @@ class SteeredReply:
         self._body = self._pass
         self._held = b""
         self._last = b""
+        self._has_begun = False
         self.status: int | None = None
         self.asked = False
         self.finished = False
@@ -70,6 +71,16 @@ class SteeredReply:
         else:
             await self._send(message)
 
+    async def replaced(self) -> bool:
+        """The app failed. Returns: whether its reply is a refusal: one that was sent, or can be sent yet."""
+        if not self.refused and self._carried.refused is not None and not self._has_begun:
+            await self._replace()
+        return self.refused
+
+    async def _begin_with(self, start: Message) -> None:
+        self._has_begun = True
+        await self._send(start)
+
     async def _begin(self, message: Message) -> None:
         kind = dict(message.get("headers", ())).get(b"content-type", b"")
         self.status = message["status"]
@@ -77,7 +88,7 @@ class SteeredReply:
             if self._carried.refused is not None:
                 await self._replace()
             else:
-                await self._send(message)
+                await self._begin_with(message)
             return
         self._start = message
         self._body = self._hold_events if kind.startswith(b"text/event-stream") else self._hold_whole
@@ -114,7 +125,7 @@ class SteeredReply:
         assert self._start is not None
         headers = [pair for pair in self._start.get("headers", ()) if pair[0].lower() != b"content-length"]
         headers.append((b"content-length", str(len(body)).encode()))
-        await self._send({**self._start, "headers": headers})
+        await self._begin_with({**self._start, "headers": headers})
         await self._pass(body, False)
 
     async def _hold_events(self, body: bytes, more: bool) -> None:
@@ -122,7 +133,7 @@ class SteeredReply:
         self._held += body
         if self._is_sound:
             assert self._start is not None
-            await self._send(self._start)
+            await self._begin_with(self._start)
             self._body = self._stream
             held, self._held = self._held, b""
             await self._stream(held, more)

@@ -37,9 +37,11 @@ _ALONE = {
 
 def path_of(scope: Scope) -> str:
     """The path that routes are matched against: without the prefix that the server is mounted under."""
-    path, root = str(scope["path"]), str(scope.get("root_path", "")).rstrip("/")
-    if root and (path == root or path.startswith(root + "/")):
-        return path[len(root) :]
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    # As it stands first, for that is what the router takes off, be there a slash behind it or not.
+    for prefix in (root, root.rstrip("/")):
+        if prefix and (path == prefix or path.startswith(prefix + "/")):
+            return path[len(prefix) :]
     return path
 
 

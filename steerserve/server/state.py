@@ -21,6 +21,10 @@ from .recorder import Recorder
 __all__ = ["SteeringState"]
 
 
+# Oftener than a request would look, so that no request waits for a disk.
+_LOOK_EVERY = 0.2
+
+
 @dataclass
 class SteeringState:
     """Filled in when the engine is up; until then, and where nothing is configured, all steering is refused.
@@ -39,6 +43,7 @@ class SteeringState:
     model: str = ""
     vllm_version: str = ""
     routes: tuple[str, ...] = ()
+    _following: asyncio.Task[None] | None = None
 
     @property
     def policies(self) -> PolicyFolder | None:
@@ -61,8 +66,24 @@ class SteeringState:
         """
         await self.recorder.changed(change, principal)
 
+    def start(self) -> None:
+        """Begin the background work, on the running loop."""
+        if self.collector is not None:
+            self.collector.start()
+        if self.enforcement is not None:
+            self._following = asyncio.create_task(_follow(self.enforcement))
+
     async def close(self) -> None:
         """Stop the background work, and close the audit log."""
+        if self._following is not None:
+            self._following.cancel()
         if self.collector is not None:
             await self.collector.stop()
         await asyncio.to_thread(self.recorder.close)
+
+
+async def _follow(enforcement: Enforcement) -> None:
+    """Look for changed policies in a thread, for the folder may lie on a network."""
+    while True:
+        await asyncio.sleep(_LOOK_EVERY)
+        await asyncio.to_thread(enforcement.current)

@@ -50,7 +50,7 @@ def shown(outputs: list[dict[str, Any]], **params: Any) -> list[Any]:
 
 
 def test_an_abort_with_the_marker_is_a_content_filter_without_a_stop_reason() -> None:
-    (reply,) = shown([{"new_token_ids": [9]}, {"new_token_ids": [10], **ENDED}])
+    reply = shown([{"new_token_ids": [9]}, {"new_token_ids": [10], **ENDED}])[-1]
     sample = reply.outputs[0]
     assert (sample.finish_reason, sample.stop_reason, list(sample.token_ids)) == (
         "content_filter",

@@ -79,6 +79,9 @@ class Reference:
         by_point: dict[int, list[Intervention]] = {}
         for one in whole["interventions"]:
             by_point.setdefault(self._point(one), []).append(one)
+            for c in conditions_of(one):
+                by_point.setdefault(self.saes[c.get("sae", one.get("sae"))][1], [])
+        self._came: dict[int, Tensor] = {}
         return [self._hook_point(p, own, ids, prompt_len, drop) for p, own in by_point.items()]
 
     def _point(self, one: Intervention) -> int:
@@ -91,24 +94,27 @@ class Reference:
 
         def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if args:
-                return (self._edit(args[0], own, ids, prompt_len, drop), *args[1:]), kwargs
-            hidden = self._edit(kwargs["hidden_states"], own, ids, prompt_len, drop)
+                return (self._edit(args[0], point, own, ids, prompt_len, drop), *args[1:]), kwargs
+            hidden = self._edit(kwargs["hidden_states"], point, own, ids, prompt_len, drop)
             return args, kwargs | {"hidden_states": hidden}
 
         def after(module: Any, args: Any, output: Any) -> Any:
             if isinstance(output, tuple):
-                return (self._edit(output[0], own, ids, prompt_len, drop), *output[1:])
-            return self._edit(output, own, ids, prompt_len, drop)
+                return (self._edit(output[0], point, own, ids, prompt_len, drop), *output[1:])
+            return self._edit(output, point, own, ids, prompt_len, drop)
 
         if point == 0:
             return layers[0].register_forward_pre_hook(before, with_kwargs=True)
         return layers[point - 1].register_forward_hook(after)
 
     def _edit(
-        self, x: Tensor, own: list[Intervention], ids: list[int], prompt_len: int, drop: bool
+        self, x: Tensor, point: int, own: list[Intervention], ids: list[int], prompt_len: int, drop: bool
     ) -> Tensor:
         x = x.clone()
         stream = x[0]
+        self._came[point] = stream.clone()
+        if not own:
+            return x
         change = torch.zeros_like(stream)
         for one in own:
             change += self._change(stream, one, ids, prompt_len)
@@ -128,8 +134,30 @@ class Reference:
         ]
         return torch.where(torch.tensor(selected).unsqueeze(1), sae.decode(sae.encode(stream)) - stream, 0.0)
 
+    def _holds(self, one: Intervention) -> Tensor:
+        """[tokens] whether all conditions hold, each read from the stream as it came to its hook point."""
+        holds = torch.tensor(True)
+        for c in conditions_of(one):
+            sae, point = self.saes[c.get("sae", one.get("sae"))]
+            f = sae.encode(self._came[point])[:, c["feature"]]
+            holds = holds & (f > c.get("above", -torch.inf)) & (f < c.get("below", torch.inf))
+        return holds
+
+    @torch.no_grad()
+    def activations(
+        self, ids: list[int], prompt_len: int, sae: str, feature: int, steering: Steering = ()
+    ) -> Tensor:
+        """[len(ids)] of one feature, in one steered pass."""
+        whole = list(steering["interventions"] if isinstance(steering, dict) else steering)
+        watch = {"sae": sae, "feature": feature, "op": "add", "value": 0.0}
+        self.all_logprobs(ids, prompt_len, [*whole, watch])
+        loaded, point = self.saes[sae]
+        encoded: Tensor = loaded.encode(self._came[point])[:, feature]
+        return encoded
+
     def _change(self, stream: Tensor, one: Intervention, ids: list[int], prompt_len: int) -> Tensor:
         mask = torch.tensor([touches(one, p, ids, prompt_len, self.special) for p in range(len(ids))])
+        window = mask
         value = float(one.get("value") or 0.0)
         if "direction" in one:
             unit = self.directions[one["direction"]][0]
@@ -141,13 +169,18 @@ class Reference:
         j = one["feature"]
         if one.get("only_if_active"):
             mask = mask & (f[:, j] > 0)
-        conditions = one.get("when", [])
-        for c in [conditions] if isinstance(conditions, dict) else conditions:
-            other = self.saes[c.get("sae", one["sae"])][0].encode(stream)[:, c["feature"]]
-            mask = mask & (other > c.get("above", -torch.inf)) & (other < c.get("below", torch.inf))
+        mask = mask & self._holds(one)
+        if one.get("latch"):
+            mask = window & (mask.cumsum(0) > 0)
         edited = f.clone()
         edited[mask, j] = _EDIT[one["op"]](f[mask, j], value)
         return _decoded(sae, edited, stream) - _decoded(sae, f, stream)
+
+
+def conditions_of(one: Intervention) -> list[dict[str, Any]]:
+    """The conditions as a list, however they were written."""
+    conditions = one.get("when", [])
+    return [conditions] if isinstance(conditions, dict) else conditions
 
 
 def _decoded(sae: Any, f: Tensor, stream: Tensor) -> Tensor:
