@@ -108,12 +108,17 @@ class Enforcement:
     """The policies of a folder, compiled anew whenever it changes; `changed` is then called with them.
 
     Args: path: the folder. catalog: what is served. routes: the routes that generate, where they are known.
+        every: seconds between two looks at the folder.
     Raises: PolicyError if the folder cannot be enforced as it is: the server must not start.
     """
 
-    def __init__(self, path: Path, catalog: Catalog, routes: Collection[str] | None = None) -> None:
+    def __init__(
+        self, path: Path, catalog: Catalog, routes: Collection[str] | None = None, *, every: float = 0.5
+    ) -> None:
         self._catalog = catalog
-        self.folder = PolicyFolder(path, lambda policies: check_policies(policies, catalog, routes))
+        self.folder = PolicyFolder(
+            path, lambda policies: check_policies(policies, catalog, routes), every=every
+        )
         self._in_force: InForce | None = None
         self.changed: Callable[[InForce], None] = lambda _: None
 

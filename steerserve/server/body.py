@@ -40,7 +40,7 @@ def take_steering(
     """The value of a JSON body's top-level `steering`, and the body without it; None where there is none.
 
     Raises: RequestError if the body mentions the key but is not JSON, or repeats it or a key inside it;
-        RouteError if it is a form with such a field, or has the key where the route at `path` does not read it.
+        RouteError if it is a form with such a field, or has the key where the route at `path` reads none.
     """
     kind = content_type.lower().strip()
     if kind.startswith(("multipart/", "application/x-www-form-urlencoded")):
@@ -71,7 +71,7 @@ def take_steering(
 
 
 def is_set(body: bytes | dict[str, Any], option: str) -> bool:
-    """Whether a body's `background` or `use_beam_search` is true; one that was not decoded is searched first."""
+    """Whether `background` or `use_beam_search` is true; a body that was not decoded is searched first."""
     if isinstance(body, dict):
         return bool(body.get(option))
     if _OPTIONS[option].search(body) is None and b"\0" not in body:

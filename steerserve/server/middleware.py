@@ -128,7 +128,7 @@ class SteeringMiddleware:
             raise RouteError(message, at=("use_beam_search",), reason="combination")
         if is_set(body, "background"):
             message = (
-                "expected no `background`: what policies do to a request is put on record as its reply ends"
+                "expected no `background`: what policies do is put on record as the reply ends"
             )
             raise RouteError(message, at=("background",), reason="combination")
 

@@ -53,7 +53,6 @@ class Asked:
     cached: int = 0
     computed: int = 0
     stands: int = 0
-    running: bool = False
     uncertain: int = 0
     decided: set[Decision] = field(default_factory=set)
     ended_at: int = NEVER
@@ -179,10 +178,8 @@ class Scheduler:
         while self.waiting or self.live:
             self._admit()
             self._preempt()
-            batch = [request for request in self.live if self.rng.random() < 0.8]
-            for request in self.live:
-                # One that sits out a step has lost its place, as far as a worker can tell.
-                request.running = request in batch
+            # How many drafts stood is told with the next step, so nobody with drafts sits that one out.
+            batch = [request for request in self.live if request.uncertain or self.rng.random() < 0.8]
             if batch:
                 self._step(batch)
 
@@ -217,12 +214,14 @@ class Scheduler:
         accepted = {name: self.rng.randint(0, count) for name, count in drafts.items()}
         ids, streams = self._tokens(batch, spans, drafts, accepted)
         owners = [(name, at + i) for name, (at, count) in spans.items() for i in range(count)]
+        rejected = {name: count - accepted[name] for name, count in drafts.items()}
         decided, aborts = self._forward(spans, drafts, ids, streams, owners)
+        self._close_step(spans, rejected)
         for request in batch:
             begin, count = spans[request.name]
-            rejected = drafts.get(request.name, 0) - accepted.get(request.name, 0)
-            self.events["reject"] += rejected > 0
-            self._settle(request, begin + count - rejected, decided, aborts)
+            lost = rejected.get(request.name, 0)
+            self.events["reject"] += lost > 0
+            self._settle(request, begin + count - lost, decided, aborts)
             request.uncertain = accepted.get(request.name, 0)
 
     def _tokens(
@@ -264,9 +263,13 @@ class Scheduler:
             self.runtime.steer(point, stream, addend)
             for token, row in _applied(self.runtime, point, len(ids)):
                 decided.add((*owners[token], row))
-        aborts = self.runtime.aborts()
+        return decided, self.runtime.aborts()
+
+    def _close_step(self, spans: Mapping[str, tuple[int, int]], rejected: Mapping[str, int]) -> None:
+        if isinstance(self.runtime, DeviceRuntime):
+            stands = [at + count - rejected.get(name, 0) for name, (at, count) in spans.items()]
+            self.runtime.settle(torch.tensor(stands))
         self.runtime.end_step()
-        return decided, aborts
 
     def _begin(self, spans: Mapping[str, tuple[int, int]], drafts: Mapping[str, int], ids: list[int]) -> None:
         begins, counts = (np.array(part, dtype=np.int32) for part in zip(*spans.values(), strict=True))
@@ -305,9 +308,8 @@ class Scheduler:
         stood = range(request.cached, request.stands)
         assert request.decided == {(at, row) for at, row in expected.decided if at in stood}
         (rows,) = self.runtime.collect([request.name])["tallies"][request.name]
-        for number, (row, (cached, since, tokens, *_)) in enumerate(
-            zip(request.plan.rows, rows, strict=True)
-        ):
+        for number, (cached, since, tokens, *_) in enumerate(rows):
+            row = request.plan.rows[number]
             known = since if since < request.stands else NEVER
             told = expected.since[number] if expected.since[number] < request.stands else NEVER
             if row.effect != "hold":

@@ -100,7 +100,11 @@ def _turns(rng: random.Random) -> list[dict[str, str]]:
 
 
 def _sampling(rng: random.Random) -> dict[str, Any]:
-    return {"max_tokens": rng.randint(1, 12), "temperature": rng.choice((0, 0.7, 1.5)), "seed": rng.randrange(99)}
+    return {
+        "max_tokens": rng.randint(1, 12),
+        "temperature": rng.choice((0, 0.7, 1.5)),
+        "seed": rng.randrange(99),
+    }
 
 
 def _completion(rng: random.Random) -> dict[str, Any]:

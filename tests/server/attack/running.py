@@ -69,7 +69,13 @@ class Attacked:
 
 def policy(name: str, version: int = 1, mode: str = "enforce", **fields: Any) -> str:
     """A document; JSON is YAML."""
-    said = {"name": name, "version": version, "mode": mode, "owner": "safety@example.org", "reason": "A test."}
+    said = {
+        "name": name,
+        "version": version,
+        "mode": mode,
+        "owner": "safety@example.org",
+        "reason": "A test.",
+    }
     return json.dumps({**said, **fields})
 
 
@@ -84,7 +90,12 @@ def start(folder: Path) -> Iterator[Attacked]:
     port, log = plain._free_port(), folder / "log"
     with log.open("wb") as out:
         process = subprocess.Popen(
-            _command(folder, port), cwd=ROOT, stdout=out, stderr=out, env=_environment(), start_new_session=True
+            _command(folder, port),
+            cwd=ROOT,
+            stdout=out,
+            stderr=out,
+            env=_environment(),
+            start_new_session=True,
         )
     url = f"http://127.0.0.1:{port}"
     http = httpx.Client(base_url=url, headers={"authorization": f"Bearer {keys['all']}"}, timeout=120)

@@ -34,10 +34,16 @@ def test_no_token_of_hostile_requests_holds_a_held_feature(attacked: Attacked) -
     rng = random.Random(20)
     asked = [hostile_request(rng) for _ in range(REQUESTS)]
     replies = asyncio.run(crowd(attacked, asked))
-    failed = [(path, body, r.text[:300]) for (path, body), r in zip(asked, replies, strict=True) if r.status_code >= 500]
+    failed = [
+        (path, body, r.text[:300])
+        for (path, body), r in zip(asked, replies, strict=True)
+        if r.status_code >= 500
+    ]
     assert not failed, failed[:3]
     seen = attacked.rpc("attack_observed")
-    served = Counter(path for (path, _), reply in zip(asked, replies, strict=True) if reply.status_code == 200)
+    served = Counter(
+        path for (path, _), reply in zip(asked, replies, strict=True) if reply.status_code == 200
+    )
     assert len(served) == 8
     assert min(served.values()) >= REQUESTS // 40
     # The model does have these features wherever nobody holds them, and the requests were not all refused.

@@ -17,7 +17,9 @@ from starlette.routing import Route
 
 from steerserve.carried import CARRIED, Carried
 from steerserve.catalog import Catalog, Source
+from steerserve.errors import RequestError
 from steerserve.hookpoint import HookPoint
+from steerserve.policy.enforcement import Merged
 from steerserve.report import Reporter
 from steerserve.sae import Sae
 from steerserve.server.collector import ReportCollector
@@ -44,20 +46,34 @@ class Engine:
     seen: list[Carried | None] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
     asked: list[list[str]] = field(default_factory=list)
+    since: int = -1
 
     def take(self, body: bytes) -> None:
         carried = CARRIED.get()
         self.seen.append(carried)
         self.bodies.append(body)
         if carried is not None and self.admits:
+            self.admit(carried)
+
+    def admit(self, carried: Carried) -> None:
+        """As admission does: a request is admitted with a plan, or refused, or is not its business."""
+        try:
+            own, known = carried.own, carried.in_force
+            merged = Merged(own) if known is None else known.merge(own, carried.caller)
+        except RequestError as error:
+            carried.refused = error
+            return
+        if merged.plan is not None:
+            carried.merged = merged
             carried.admitted += 1
 
     async def collect(self, tickets: list[str]) -> list[dict[str, Any]]:
         self.asked.append(tickets)
-        row = [["sae:demo", 5], 4, 1, 2.0, 1.0, 8.0, 2.0]
+        # From the cache, since, tokens, sums and maxima before and after, fired, lowered.
+        row = [1, self.since, 4, 2.0, 1.0, 8.0, 2.0, 4, 0]
         return [
             {
-                "tallies": {ticket: [row] for ticket in tickets},
+                "tallies": {ticket: [[row] * 4] for ticket in tickets},
                 "requests": dict.fromkeys(tickets, 1),
                 "tokens": [["sae:demo", "clamp", 4 * len(tickets)]],
                 "slots": {"in_use": 0, "capacity": 8},
@@ -115,7 +131,9 @@ def engine() -> Engine:
 
 @pytest.fixture
 def state(catalog: Catalog, engine: Engine) -> SteeringState:
-    return SteeringState(catalog, ReportCollector(engine.collect), Reporter(catalog), "m", "0")
+    return SteeringState(
+        catalog, ReportCollector(engine.collect), Reporter(catalog), model="m", vllm_version="0"
+    )
 
 
 @pytest.fixture

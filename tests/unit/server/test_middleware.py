@@ -32,9 +32,10 @@ def test_a_steered_request_is_carried_without_the_field_and_reported(post: Clien
     assert json.loads(engine.bodies[0]) == {"prompt": "p", "temperature": 0.1}
     (carried,) = engine.seen
     assert carried is not None
-    assert carried.plan.rows[0].feature == 5
+    assert carried.own is not None
+    assert carried.own.rows[0].feature == 5
     report = reply.json()["steering"]
-    assert report["digest"] == carried.plan.digest
+    assert report["digest"] == carried.own.digest
     assert report["interventions"][0]["before"] == {"mean": 0.5, "max": 1.0}
     assert int(reply.headers["content-length"]) == len(reply.content)
 
@@ -351,7 +352,11 @@ def test_a_websocket_message_with_steering_ends_the_session(state: SteeringState
     async def send(message: Message) -> None:
         sent.append(message)
 
-    asyncio.run(SteeringMiddleware(app, state)({"type": "websocket"}, receive, send))
+    asyncio.run(
+        SteeringMiddleware(app, state)(
+            {"type": "websocket", "path": "/v1/realtime", "headers": []}, receive, send
+        )
+    )
     assert len(seen) == 1
     assert sent[0]["type"] == "websocket.close"
     assert "steering" in sent[0]["reason"]
