@@ -28,6 +28,8 @@ from .workload import Load, Variant, make_batch, sae_name
 __all__ = ["main"]
 
 _POLICIES, _INTERVENTIONS = 50, 16
+# Of a card's features, those that are of its domain more often than not.
+_PRECISE = 0.5
 # What requests ask for themselves, with and without the policies beside it.
 _ASKED = {"unsteered": Variant("idle", "plugin"), "steered": Variant("one", "plugin", plans=1)}
 
@@ -98,7 +100,7 @@ def _ratios(speeds: dict[str, list[float]]) -> dict[str, Any]:
 def _side_effects(documents: int) -> dict[str, Any]:
     """Cross-entropy of held-out documents by domain, with a policy that ablates the insult features."""
     cards = json.loads((DEMO / "features.json").read_text(encoding="utf-8"))["insult"]
-    features = sorted({*cards["ablate"], *(item["feature"] for item in cards["features"])})
+    features = sorted(item["feature"] for item in cards["features"] if item["precision"] >= _PRECISE)
     with tempfile.TemporaryDirectory(prefix="steerserve-bench-") as made:
         served = prepare(SHAPES["demo"], Path(made))
         policies = Path(made, "policies")

@@ -167,6 +167,8 @@ def _own(
 
 
 _CACHE: dict[tuple[int, str], tuple[SteeringSpec, Plan]] = {}
+# A longer text is compiled each time: a thousand of the longest would be kept for gigabytes.
+_MOST_REMEMBERED = 8192
 
 
 def _compiled(value: object, catalog: Catalog) -> tuple[SteeringSpec, Plan]:
@@ -177,6 +179,8 @@ def _compiled(value: object, catalog: Catalog) -> tuple[SteeringSpec, Plan]:
     key = (id(catalog), value)
     if key not in _CACHE:
         spec = parse_spec_json(value)
+        if len(value) > _MOST_REMEMBERED:
+            return spec, compile_plan(spec, catalog)
         if len(_CACHE) >= 1024:
             _CACHE.clear()
         _CACHE[key] = spec, compile_plan(spec, catalog)

@@ -18,6 +18,8 @@ from .folder import PolicyFolder
 __all__ = ["Caller", "Enforcement", "InForce", "Merged"]
 
 _MOST_PLANS = 4096
+# The text of a larger plan's rows is merged each time: thousands of the largest would be kept for gigabytes.
+_MOST_REMEMBERED = 16_384
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class InForce:
         applying = self.applying(caller)
         if not applying:
             return Merged(own)
+        if own is not None and sum(len(row.text) for row in own.rows) > _MOST_REMEMBERED:
+            return self._merged(own, applying)
         # Equal plans of differently ordered requests differ in where their rows came from.
         mine = own and (own.digest, tuple(row.origin.index for row in own.rows))
         key = (mine, tuple(one.policy.name for one in applying))

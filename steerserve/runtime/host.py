@@ -82,18 +82,23 @@ class HostRuntime(Runtime):
         if self._layout is None:
             return
         count = self.tokens.fill(self._layout, scheduled, computed, token_ids)
-        self._take_back(computed)
+        self._take_back(computed, scheduled)
         if count:
             self._token_table.numpy()[:count] = self._table_of[self.tokens.owner[:count]]
             ends = computed + scheduled
             self._pending = _Step(self._batch_ids or [], self._settled, self._table_of, count, ends, drafts)
 
-    def _take_back(self, computed: Int32) -> None:
-        """Forget what was noted at positions that are computed again."""
+    def _take_back(self, computed: Int32, scheduled: Int32) -> None:
+        """Forget what was noted at positions that are computed again.
+
+        What was noted behind them stays: a request may be preempted before it gets there, and come back
+        with those positions read from the cache.
+        """
         if len(self._noted):
             tables, since = self._table_of[self._noted], self._since.numpy()
-            notes = since[tables]
-            since[tables] = np.where(notes >= computed[self._noted][:, None], NEVER, notes)
+            begin = computed[self._noted][:, None]
+            notes, end = since[tables], begin + scheduled[self._noted][:, None]
+            since[tables] = np.where((notes >= begin) & (notes < end), NEVER, notes)
 
     def end_step(self) -> None:
         self.tokens.clear()

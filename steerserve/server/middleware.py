@@ -127,9 +127,7 @@ class SteeringMiddleware:
             )
             raise RouteError(message, at=("use_beam_search",), reason="combination")
         if is_set(body, "background"):
-            message = (
-                "expected no `background`: what policies do is put on record as the reply ends"
-            )
+            message = "expected no `background`: what policies do is put on record as the reply ends"
             raise RouteError(message, at=("background",), reason="combination")
 
     async def _steer(self, scope: Scope, receive: Receive, send: Send, carried: Carried) -> None:

@@ -16,9 +16,9 @@ NEVER = 2**62
 class History:
     """The tokens' place in their requests, and what was noted of each request.
 
-    A request's notes are a function of its tokens that stand: those at positions that are computed anew
-    (after a preemption, or in place of rejected drafts) are taken back before a step, so nothing depends on
-    how the scheduler cut the request.
+    A request's notes are a function of its tokens that stand: those at positions that a step computes anew
+    (after a preemption, or in place of rejected drafts) are taken back before it, so nothing depends on how
+    the scheduler cut the request. Notes behind a request's last token are of drafts that were rejected.
 
     Attributes:
         table: [tokens] int32, each token's request, −1 for none.

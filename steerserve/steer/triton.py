@@ -674,8 +674,9 @@ def _fill(
     begin, end = tl.load(starts + request), tl.load(starts + request + 1)
     if (number >= 0) & (begin < end):
         note = since + number.to(tl.int64) * NOTES + tl.arange(0, NOTES)
-        noted = tl.load(note)
-        tl.store(note, tl.where(noted >= tl.load(positions + begin), _NEVER, noted))
+        noted, first = tl.load(note), tl.load(positions + begin)
+        again = (noted >= first) & (noted < first + (end - begin))
+        tl.store(note, tl.where(again, _NEVER, noted))
     for first in range(begin, end, BLOCK):
         at = first + tl.arange(0, BLOCK)
         present = at < end

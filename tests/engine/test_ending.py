@@ -9,32 +9,32 @@ import pytest
 from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-from steerserve_vllm import ending, ending_shown
+from steerserve_vllm.ending import MARKER
 from tests.support.combinations import both_runners, combination
 from tests.support.engine import Engine, random_prompts
 from tests.support.firing import EXTENSION
-
-ending.install()
-ending_shown.install()
 
 PLAN = {"interventions": [{"sae": "jump", "feature": 3, "op": "clamp", "value": 4.0}]}
 OPTIONS = {"family": "llama", "worker_extension_cls": EXTENSION, "disable_log_stats": False}
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2}
 LONG = random_prompts(1, [100], seed=61)[0]
 SHORT = random_prompts(1, [20], seed=62)[0]
-PATTERN = [0, *[5, 6, 7, 8, 9, 10] * 6]
+CYCLE = [5, 6, 7, 8, 9, 10]
+PATTERN = [0, *CYCLE * 6]
+REPEATED = (CYCLE * 3)[:16]
 
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left_behind(engine: Engine) -> Iterator[None]:
-    engine.llm.reset_prefix_cache()
-    yield
     fire(engine)
+    yield
     # Refused while a single block of the cache is in use.
     assert engine.llm.reset_prefix_cache()
 
 
 def fire(engine: Engine, expected: dict[str, list[int]] | None = None, **positions: list[int]) -> None:
+    """Set where the next requests fire, all of whose tokens are computed."""
+    engine.llm.reset_prefix_cache()
     engine.llm.collective_rpc("fire", args=(positions, expected or {}))
 
 
@@ -119,7 +119,7 @@ class TestEnding:
         assert ended.text == "".join(whole.text.partition(f"w{token}")[:2])
 
     def test_a_stop_string_that_spells_the_marker_is_a_stop_string(self, engine: Engine) -> None:
-        sample = one(engine, SHORT, stop=[ending.MARKER])
+        sample = one(engine, SHORT, stop=[MARKER])
         assert sample.finish_reason == "length"
 
     @combination("ending a request", "n > 1")
@@ -171,7 +171,6 @@ class TestEnding:
     def test_neighbours_of_a_request_that_ends_are_served_as_ever(self, engine: Engine) -> None:
         prompts = random_prompts(6, [10, 60, 90], seed=63)
         alone = [tokens_of(one(engine, prompt)) for prompt in prompts]
-        engine.llm.reset_prefix_cache()
         fire(engine, r1=[5], r3=[len(prompts[3]) - 1], r5=[len(prompts[5]) + 3])
         requests = [(prompt, params(f"r{i}")) for i, prompt in enumerate(prompts)]
         samples = [output.outputs[0] for output in generate(engine, requests)]
@@ -184,31 +183,36 @@ class TestEnding:
 @both_runners({**OPTIONS, "speculative_config": NGRAM}, "ngram")
 class TestSpeculation:
     def test_what_is_delivered_is_what_it_is_without_drafts(self, engine: Engine) -> None:
-        whole = tokens_of(one(engine, PATTERN, max_tokens=16))
+        assert tokens_of(repeat(engine, max_tokens=16)) == REPEATED
         for k in range(-1, 15):
             fire(engine, t=[len(PATTERN) + k])
-            sample = one(engine, PATTERN, max_tokens=16)
+            sample = repeat(engine, max_tokens=16)
             assert is_ended(sample)
-            assert tokens_of(sample) == whole[: k + 1]
+            assert tokens_of(sample) == REPEATED[: k + 1]
         assert counter(engine, "vllm:spec_decode_num_accepted_tokens") > 0
 
+    def test_a_natural_end_at_the_fired_token_wins_in_the_middle_of_accepted_drafts(
+        self, engine: Engine
+    ) -> None:
+        for k in range(6):
+            fire(engine, t=[len(PATTERN) + k])
+            for natural in ({"max_tokens": k + 1}, {"stop": [f"w{REPEATED[k]}"]}):
+                sample = repeat(engine, **{"max_tokens": 16, **natural})
+                assert sample.finish_reason == ("length" if "max_tokens" in natural else "stop")
+                assert tokens_of(sample) == REPEATED[: k + 1]
+
     def test_a_fire_on_a_draft_that_is_rejected_does_not_count(self, engine: Engine) -> None:
-        whole = tokens_of(one(engine, PATTERN, max_tokens=16))
+        whole = tokens_of(one(engine, PATTERN, max_tokens=24))
         fire(engine, expected={"t": [*PATTERN, *whole]})
-        sample = one(engine, PATTERN, max_tokens=16)
+        sample = one(engine, PATTERN, max_tokens=24)
         assert (sample.finish_reason, tokens_of(sample)) == ("length", whole)
         assert engine.llm.collective_rpc("fired")[0]["t"] > 0
 
-    def test_a_natural_end_before_the_fire_wins_in_one_run_of_accepted_tokens(self, engine: Engine) -> None:
-        whole = tokens_of(one(engine, PATTERN, max_tokens=16))
-        for k in range(16):
-            fire(engine, t=[len(PATTERN) + k])
-            sample = one(engine, PATTERN, max_tokens=k + 1)
-            assert (sample.finish_reason, tokens_of(sample)) == ("length", whole[: k + 1])
-            first = whole.index(whole[k])
-            stopped = one(engine, PATTERN, max_tokens=16, stop=[f"w{whole[k]} "], stop_token_ids=[whole[k]])
-            assert stopped.finish_reason == "stop"
-            assert tokens_of(stopped) == whole[: first + 1]
+
+def repeat(engine: Engine, **settings: Any) -> Any:
+    """A reply that goes on with the prompt's pattern, as n-gram drafts do."""
+    choice = StructuredOutputsParams(choice=["".join(f"w{token}" for token in CYCLE * 3)])
+    return one(engine, PATTERN, structured_outputs=choice, **settings)
 
 
 @combination("ending a request", "tensor parallelism (TP = 2)")
@@ -228,7 +232,6 @@ def test_preempted_requests_end_at_the_same_tokens(engine: Engine) -> None:
     prompts = random_prompts(8, [60], seed=64)
     requests = [(prompt, params(f"p{i}", max_tokens=60)) for i, prompt in enumerate(prompts)]
     whole = [tokens_of(output.outputs[0]) for output in generate(engine, requests)]
-    engine.llm.reset_prefix_cache()
     fire(engine, **{f"p{i}": [len(prompts[i]) + 6 * i] for i in range(8)})
     samples = [output.outputs[0] for output in generate(engine, requests)]
     assert all(is_ended(sample) for sample in samples)

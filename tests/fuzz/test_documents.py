@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from steerserve.access.key_file import parse_key_file
 from steerserve.audit import AuditLog, Record, verify
-from steerserve.errors import AuditError, KeyFileError, PolicyError, RequestError
+from steerserve.errors import AuditError, KeyFileError, PolicyError, RequestError, SteerserveError
 from steerserve.policy.compiled import check_policies
 from steerserve.policy.document import read_policy
 from steerserve.policy.enforcement import InForce, compile_policies
@@ -26,6 +26,11 @@ def as_yaml(value: Any) -> bytes:
         return yaml.safe_dump(value, allow_unicode=True).encode("utf-8", "surrogatepass")
     except (ValueError, yaml.YAMLError):
         return json.dumps(value, default=str).encode()
+
+
+def check_said(error: SteerserveError, where: str) -> None:
+    assert where in str(error), error
+    assert "expected" in str(error) or "`" in str(error), error
 
 
 def test_a_steering_object_is_a_plan_or_refused() -> None:
@@ -45,12 +50,12 @@ def test_a_policy_is_compiled_or_refused() -> None:
         try:
             policy = read_policy("hold", content)
         except RequestError as error:
-            assert error.status == 400
+            check_said(error, "")
             return
         try:
             check_policies([policy], spec.catalog())
         except PolicyError as error:
-            assert "hold" in str(error)
+            check_said(error, "hold")
 
     examine(POLICIES.map(as_yaml) | JSON.map(as_yaml) | st.binary(max_size=60), holds)
 
@@ -70,8 +75,7 @@ def test_a_request_beside_policies_is_merged_or_refused() -> None:
             return
         try:
             merged = InForce("1", compiled, spec.catalog()).merge(own, Caller())
-        except RequestError as error:
-            assert error.status in (400, 403)
+        except RequestError:
             return
         assert merged.plan is not None
         held = {(row.source, row.feature) for one in compiled.values() for row in one.rows if row.applies}
@@ -88,7 +92,7 @@ def test_a_file_of_keys_is_read_or_refused() -> None:
         try:
             parse_key_file(content, Path("keys.yaml"))
         except KeyFileError as error:
-            assert "keys.yaml" in str(error)
+            check_said(error, "keys.yaml")
 
     examine(KEY_FILES.map(as_yaml) | JSON.map(as_yaml) | st.binary(max_size=60), holds)
 

@@ -7,16 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from steerserve_vllm import ending
 from steerserve_vllm.attach import attached_to_runner
 
 __all__ = ["EXTENSION", "Firing"]
 
 EXTENSION = "tests.support.firing.Firing"
 
-# Workers import this module, each its own: nothing of it is shared with the test that asks.
-ending.install()
-
+# Of a worker: nothing here is shared with the test that asks.
 _POSITIONS: dict[str, list[int]] = {}
 _EXPECTED: dict[str, list[int]] = {}
 _FIRED: dict[str, int] = {}
@@ -39,8 +36,6 @@ class Firing:
         attached = attached_to_runner(self.model_runner)
         assert attached is not None
         runtime: Any = attached.runtime
-        if hasattr(self.model_runner, "model_state"):
-            ending.install_v2()
         if not hasattr(runtime, "fires"):
             runtime.__class__ = _firing(type(runtime))
             runtime.fires = {}

@@ -53,6 +53,7 @@ class Asked:
     cached: int = 0
     computed: int = 0
     stands: int = 0
+    counted: int = 0
     uncertain: int = 0
     decided: set[Decision] = field(default_factory=set)
     ended_at: int = NEVER
@@ -113,7 +114,7 @@ def random_request(rng: random.Random, catalog: Catalog, name: str) -> Asked:
     generator = torch.Generator().manual_seed(rng.getrandbits(60))
     base = {point: torch.randn(len(ids), D_MODEL, generator=generator) for point in POINTS}
     cached = 0 if plan.needs_history else rng.choice([0, rng.randrange(prompt_len)])
-    return Asked(name, interventions, plan, prompt_len, ids, base, cached, cached, cached)
+    return Asked(name, interventions, plan, prompt_len, ids, base, cached, cached, cached, cached)
 
 
 def _interventions(rng: random.Random) -> list[dict[str, Any]]:
@@ -197,8 +198,8 @@ class Scheduler:
     def _preempt(self) -> None:
         for request in self.live:
             if request.computed > request.cached and self.rng.random() < 0.15:
-                # What of its last drafts stood is not counted yet: the cache holds none of them.
-                found = self.rng.choice([0, self.rng.randint(0, request.stands - request.uncertain)])
+                # Drafts that stood, which no step has told the runtime, count only if they come again.
+                found = self.rng.choice([0, self.rng.randint(0, request.counted)])
                 request.computed = max(found, request.cached)
                 self.events["preempt"] += 1
                 self._hand_over(request)
@@ -209,7 +210,8 @@ class Scheduler:
         for request in batch:
             left = len(request.ids) - request.computed
             spans[request.name] = (request.computed, self.rng.randint(1, min(left, room)))
-            if request.computed >= request.prompt_len and self.rng.random() < 0.8:
+            request.counted = max(request.counted, request.computed)
+            if request.computed >= max(request.prompt_len, request.stands) and self.rng.random() < 0.8:
                 drafts[request.name] = self.rng.randint(0, spans[request.name][1] - 1)
         accepted = {name: self.rng.randint(0, count) for name, count in drafts.items()}
         ids, streams = self._tokens(batch, spans, drafts, accepted)
@@ -223,6 +225,7 @@ class Scheduler:
             self.events["reject"] += lost > 0
             self._settle(request, begin + count - lost, decided, aborts)
             request.uncertain = accepted.get(request.name, 0)
+            request.counted = max(request.counted, request.computed - request.uncertain)
 
     def _tokens(
         self,
@@ -360,7 +363,7 @@ def _sizes() -> dict[str, int]:
 def test_a_request_is_decided_alike_however_it_is_scheduled(catalog: Catalog, hundred: int) -> None:
     runtime = HostRuntime(catalog, POINTS, **_sizes())
     events = _drive(runtime, catalog, range(100 * hundred, 100 * hundred + 100))
-    assert min(events.values()) > 20
+    assert min(events.values()) > 10
 
 
 @contextmanager
@@ -373,7 +376,8 @@ def _interpreted_device(catalog: Catalog) -> Iterator[DeviceRuntime]:
         yield DeviceRuntime(catalog, POINTS, device="cpu", **_sizes())
 
 
+@pytest.mark.slow
 def test_a_device_decides_as_the_host_does(catalog: Catalog) -> None:
     with _interpreted_device(catalog) as runtime:
-        events = _drive(runtime, catalog, range(12))
+        events = _drive(runtime, catalog, range(8))
     assert min(events.values()) > 0

@@ -105,6 +105,33 @@ def test_a_prompt_read_from_the_cache_is_reported_apart(catalog: Catalog) -> Non
     assert (cached, since, tokens) == (4, -1, 2)
 
 
+def test_what_came_from_the_cache_is_counted_by_each_rows_own_window(catalog: Catalog) -> None:
+    runtime = _runtime(catalog)
+    early = {"sae": "std", "feature": 1, "above": 0.0}
+    rows = [
+        ONE,
+        ONE | {"feature": 4},
+        ONE | {"feature": 5, "where": {"start": 4}},
+        ONE | {"feature": 6, "when": early},
+    ]
+    plan = compile_plan(parse_spec({"interventions": rows}), catalog)
+    _add(runtime, "a", plan, computed=6)
+    told = runtime.collect(["a"])["tallies"]["a"][0]
+    cached = {row.feature: told[number][0] for number, row in enumerate(plan.rows)}
+    assert cached == {3: 6, 4: 6, 5: 2, 6: 6}
+
+
+def test_a_latch_that_lies_ahead_outlasts_a_second_preemption(catalog: Catalog) -> None:
+    runtime = _runtime(catalog)
+    # Holds nowhere in a stream of zeros, and was noted by hand.
+    _add(runtime, "a", _plan(catalog, when={"feature": 9, "above": 1e5}, latch=True), prompt_len=12)
+    _step(runtime, {"a": (0, 12)})
+    runtime._since[0, 0] = 7
+    _step(runtime, {"a": (0, 3)})  # preempted, computed again, and preempted before position 7
+    assert _step(runtime, {"a": (9, 3)}).any(dim=1).tolist() == [True] * 3  # the rest came from the cache
+    assert not _step(runtime, {"a": (5, 7)}).any()  # position 7 is computed again, and holds no more
+
+
 def test_more_plans_than_slots_can_live_as_long_as_they_do_not_run_together(catalog: Catalog) -> None:
     runtime = _runtime(catalog, requests=2)
     for i in range(6):

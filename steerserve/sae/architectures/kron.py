@@ -22,11 +22,10 @@ from torch import Tensor
 
 from steerserve.errors import ConfigError
 
-from .auxk import aux_gradients, aux_loss
+from .auxk import AuxKOptions, aux_gradients, aux_loss
 from .base import Architecture, Export, Moment, Step
 from .entries import SparseEntries
 from .outer import outer_top_k
-from .topk import TopKOptions
 
 __all__ = ["FLOOR", "Kron", "KronOptions"]
 
@@ -35,7 +34,7 @@ FLOOR = 1e-4
 _SIDES = ("left", "right")
 
 
-class KronOptions(TopKOptions):
+class KronOptions(AuxKOptions):
     """Settings of a Kron SAE."""
 
     heads: Annotated[
@@ -92,7 +91,7 @@ class Kron(Architecture):
         loss = error.square().sum() / len(x)
         if not moment.any_dead:
             return loss
-        return loss + aux_loss(acts, p["decoder"], error, moment.dead)
+        return loss + aux_loss(acts, p["decoder"], error, moment.dead, self.options.aux)
 
     def _acts(self, x: Tensor) -> Tensor:
         """z of every feature [B, F], in plain torch."""
@@ -147,7 +146,7 @@ class Kron(Architecture):
         columns = self._places(where)
         own = [factor.index_select(1, at) for factor, at in zip((u, v), columns, strict=True)]
         acts = _root(*own)
-        loss, d_acts, d_decoder = aux_gradients(acts, p["decoder"][where], error, dead)
+        loss, d_acts, d_decoder = aux_gradients(acts, p["decoder"][where], error, dead, self.options.aux)
         half = d_acts.mul_(acts).mul_(0.5)
         _grad(p["decoder"]).index_add_(0, where, d_decoder)
         for side, factor, at in zip(_SIDES, own, columns, strict=True):

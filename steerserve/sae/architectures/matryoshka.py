@@ -14,14 +14,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from .auxk import AuxKOptions
 from .batchtopk import BatchTopK
 from .entries import Entries, SparseEntries
-from .topk import TopKOptions
 
 __all__ = ["Matryoshka", "MatryoshkaOptions"]
 
 
-class MatryoshkaOptions(TopKOptions):
+class MatryoshkaOptions(AuxKOptions):
     """Settings of a matryoshka SAE."""
 
     widths: Annotated[

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from steerserve.errors import ConfigError
 
+from .auxk import TopKOptions
 from .base import Architecture, Export, Moment, Step
 from .entries import Entries, SparseEntries
 from .linear import tied_start
 from .saelens_form import saelens_export
 from .select import row_top_k
-from .topk import TopKOptions
 
 __all__ = ["Switch", "SwitchOptions"]
 

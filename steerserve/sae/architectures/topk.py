@@ -7,36 +7,29 @@ Source: Gao et al. 2024, arXiv:2406.04093, eq. 3 and §2.4.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from .auxk import add_aux_gradients, aux_loss
-from .base import Export, Moment, Options, Step
+from .auxk import AuxKOptions, add_aux_gradients, aux_loss
+from .base import Export, Moment, Step
 from .entries import Entries
 from .linear import LinearEncoder, tied_start
 from .saelens_form import saelens_export
 from .select import row_top_k
 
-__all__ = ["TopK", "TopKOptions"]
-
-
-class TopKOptions(Options):
-    """Settings of the top-k family."""
-
-    k: Annotated[int, Field(ge=1, description="Active features per token (topk family: on average).")] = 32
+__all__ = ["TopK"]
 
 
 class TopK(LinearEncoder):
     """See the module."""
 
     name: ClassVar[str] = "topk"
-    Options = TopKOptions
+    Options = AuxKOptions
 
     @classmethod
-    def start(cls, d_sae: int, b_dec: Tensor, options: TopKOptions, seed: int) -> Self:
+    def start(cls, d_sae: int, b_dec: Tensor, options: AuxKOptions, seed: int) -> Self:
         return cls(tied_start(d_sae, b_dec, seed), options)
 
     def select(self, pre: Tensor) -> tuple[Entries, Tensor]:
@@ -55,7 +48,7 @@ class TopK(LinearEncoder):
         loss = self.reconstruction_loss(x, f)
         if not moment.any_dead:
             return loss
-        return loss + aux_loss(acts, self.parameters["decoder"], error, moment.dead)
+        return loss + aux_loss(acts, self.parameters["decoder"], error, moment.dead, self.options.aux)
 
     def reconstruction_loss(self, x: Tensor, f: Tensor) -> Tensor:
         """‖x − x̂‖² per token, in plain torch."""
@@ -68,7 +61,7 @@ class TopK(LinearEncoder):
         entries, f = self.select(pre)
         loss, squared, error = self.pull(x, centred, entries, f)
         if moment.any_dead:
-            loss = loss + add_aux_gradients(self, pre, centred, error, moment.dead)
+            loss = loss + add_aux_gradients(self, pre, centred, error, moment.dead, self.options.aux)
         self.settle_b_dec()
         self.observe(f)
         return self.measured(loss, squared, entries, f > 0)

@@ -1,4 +1,4 @@
-"""The server that is attacked: policies, keys and audit, two SAEs under three names, a look into its worker."""
+"""The server that is attacked: policies, keys, audit, two SAEs under three names, a look into its worker."""
 
 from __future__ import annotations
 

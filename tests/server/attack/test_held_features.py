@@ -54,7 +54,7 @@ def test_no_token_of_hostile_requests_holds_a_held_feature(attacked: Attacked) -
 
 def test_the_look_behind_the_hook_would_see_a_held_feature(attacked: Attacked) -> None:
     """The check above is no better than its instrument: an unlucky feature beside the held ones is seen."""
-    others = [n for n in range(40, 60)]
+    others = list(range(40, 60))
     attacked.rpc("attack_observe", str(attacked.sae), others, 1)
     attacked.server.post("/v1/completions", {"model": "tiny", "prompt": list(range(5, 40)), "max_tokens": 4})
     seen = attacked.rpc("attack_observed")

@@ -33,7 +33,7 @@ CLASSES: list[tuple[str, str, Any, set[str]]] = [
     ("POST", "/collective_rpc", {"method": "attack_none"}, {"admin"}),
     ("GET", "/server_info", None, {"admin"}),
     ("GET", "/nothing/here", None, {"admin"}),
-    ("BREW", "/v1/models", None, {"admin"}),
+    ("PATCH", "/v1/models", None, {"admin"}),
 ]
 FORBIDDEN_PATHS = [
     "/v1/steering/policies",

@@ -86,8 +86,8 @@ def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
 def attack(attacked: Attacked, schema: BaseSchema, method: str, path: str, mode: GenerationMode) -> int:
     """Send what Schemathesis makes up. Returns: how many cases there were."""
     operation, sent = schema[path][method], 0
-    # Nothing to spoil: neither parameters nor a body.
-    if mode is GenerationMode.NEGATIVE and not (operation.body or list(operation.iter_parameters())):
+    # Nothing to spoil: any text is a name, or a header.
+    if mode is GenerationMode.NEGATIVE and not (operation.body or operation.query):
         mode = GenerationMode.POSITIVE
 
     @BOUNDED

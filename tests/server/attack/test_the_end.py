@@ -1,4 +1,4 @@
-"""The server is killed under load: no reply that a client has whole is missing from the log. The last test."""
+"""The server is killed under load: no reply that a client has whole is missing from the log."""
 
 from __future__ import annotations
 

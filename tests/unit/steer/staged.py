@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -207,7 +208,8 @@ def by_cpu(buffers: PointBuffers, step: Step) -> Step:
 def by_triton(buffers: PointBuffers, step: Step) -> Step:
     """The GPU's kernels, interpreted; traces of tokens without rows are not theirs to write."""
     s = step.copy()
-    with interpreted() as kernels:
+    # On a device, what does not fit a number is infinite without a word.
+    with interpreted() as kernels, np.errstate(over="ignore", invalid="ignore"):
         kernels.note_triton(s.stream, s.addend, buffers, s.slot, s.rows, s.history)
         kernels.steer_triton(s.stream, s.addend, buffers, s.slot, s.rows, s.trace, s.history)
         kernels.hold_triton(s.stream, s.addend, buffers, s.slot, s.trace, s.history)
