@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 
 from steerserve.catalog import Catalog, build_catalog
+from steerserve.compile import compile_plan
 from steerserve.config import SaeConfig, SteerserveConfig
-from steerserve.plan import compile_plan
 from steerserve.policy.enforcement import Caller, Enforcement
 from steerserve.spec import parse_spec_json
 

@@ -19,8 +19,8 @@ import torch
 import typer
 
 from steerserve.catalog import Catalog, build_catalog
+from steerserve.compile import compile_plan
 from steerserve.config import SaeConfig, SteerserveConfig
-from steerserve.plan import compile_plan
 from steerserve.runtime.host import HostRuntime
 from steerserve.spec import parse_spec
 

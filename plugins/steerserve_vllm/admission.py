@@ -15,9 +15,10 @@ from vllm.sampling_params import SamplingParams
 
 from steerserve.carried import CARRIED, Carried
 from steerserve.catalog import Catalog
+from steerserve.compile import compile_plan
 from steerserve.errors import RequestError, RouteError
 from steerserve.metrics import count_rejection, observe_admission
-from steerserve.plan import Plan, compile_plan
+from steerserve.plan import Plan
 from steerserve.policy.enforcement import Caller, Enforcement, Merged
 from steerserve.spec import SteeringSpec, parse_spec, parse_spec_json
 

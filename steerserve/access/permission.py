@@ -7,7 +7,7 @@ from math import inf, isnan
 
 from steerserve.catalog import Catalog
 from steerserve.errors import ForbiddenError
-from steerserve.plan import Row
+from steerserve.row import Row
 
 from .principal import Principal
 

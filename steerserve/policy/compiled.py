@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 from steerserve.catalog import Catalog, Source
+from steerserve.compile import check_rows, compile_observation, compile_row
 from steerserve.errors import PolicyError, RequestError
-from steerserve.plan import Effect, Origin, Row, check_rows, compile_observation, compile_row
+from steerserve.row import Effect, Origin, Row
 from steerserve.sae import Sae
 
 from .document import Policy, Watch
@@ -91,7 +92,7 @@ def _as_enforced(row: Row, policy: Policy, catalog: Catalog, at: Sequence[str | 
     if row.effect == "abort":
         return row
     if row.op in _CEILINGS:
-        _check_holdable(catalog.sources[row.source], at)
+        _check_holdable(catalog.sources[row.source], row, at)
     effect: Effect = "hold" if row.op in _CEILINGS else "force"
     return replace(row, effect=effect)
 
@@ -106,14 +107,20 @@ def _observed(watch: Watch, catalog: Catalog, at: Sequence[str | int], origin: O
     return compile_observation(place, watch.above, watch.where, watch.conditions, catalog, at, origin)
 
 
-def _check_holdable(source: Source, at: Sequence[str | int]) -> None:
+def _check_holdable(source: Source, row: Row, at: Sequence[str | int]) -> None:
     """A ceiling is a half-space of the stream, so the feature must have an encoder row of its own there."""
     sae = source.body
+    if row.latch:
+        message = f'expected no `latch` beside an enforced `{row.op}`: hold it always, or say `then: "abort"`'
+        raise RequestError(message, at=(*at, "latch"), reason="unsupported")
     if isinstance(sae, Sae) and (sae.normalisation != "none" or sae.encoder is not None):
         message = (
             f"expected a feature with a linear encoder, for only that can be held: `{source.name}` is "
             f"{sae.architecture}, normalised by {sae.normalisation}"
         )
+        raise RequestError(message, at=at, reason="unsupported")
+    if not source.rows([row.feature]).encoder.any():
+        message = f"expected a feature that reads the stream: the encoder row of {row.feature} is all zeros"
         raise RequestError(message, at=at, reason="unsupported")
 
 

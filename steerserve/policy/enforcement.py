@@ -9,7 +9,9 @@ from pathlib import Path
 
 from steerserve.catalog import Catalog
 from steerserve.errors import ConflictError, RequestError
-from steerserve.plan import MAX_BITS, Bits, Plan, Row, build_plan
+from steerserve.layout import MAX_BITS, Bits
+from steerserve.plan import Plan, build_plan
+from steerserve.row import Row
 
 from .compiled import CompiledPolicy, check_policies, compile_policies, distinct
 from .document import Policy

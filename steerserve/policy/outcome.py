@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from steerserve.plan import Row
 from steerserve.report import Counts, TicketTally
+from steerserve.row import Row
 
 from .document import Policy
 from .enforcement import Merged

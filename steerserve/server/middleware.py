@@ -14,9 +14,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from steerserve.access.permission import check_may_steer
 from steerserve.carried import CARRIED, Carried
+from steerserve.compile import compile_plan
 from steerserve.errors import RequestError, RouteError
 from steerserve.metrics import count_rejection, observe_watches
-from steerserve.plan import compile_plan
 from steerserve.policy.enforcement import Caller
 from steerserve.policy.outcome import policy_entries
 from steerserve.spec import parse_spec

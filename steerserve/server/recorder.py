@@ -14,11 +14,11 @@ from steerserve.audit import AuditLog, PolicyUse, Record, Watched, trace_id_of
 from steerserve.carried import Carried
 from steerserve.catalog import Catalog
 from steerserve.errors import AuditError, RequestError, UnavailableError
-from steerserve.plan import Row
 from steerserve.policy import Policy, PolicyChange
 from steerserve.policy.enforcement import InForce
 from steerserve.policy.outcome import aborted, tokens_touched, watched
 from steerserve.report import Counts, TicketTally
+from steerserve.row import Row
 
 from .guard import principal_of
 from .reply import SteeredReply

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..catalog import Catalog
-from ..plan import Gate, Plan, Row, reading_places
+from ..layout import reading_places
+from ..plan import Plan
+from ..row import Gate, Row
 
 __all__ = ["BufferViews", "PointBuffers", "z_bounds"]
 

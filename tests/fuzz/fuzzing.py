@@ -44,5 +44,7 @@ def run(values: SearchStrategy[Any], holds: Callable[[Any], None]) -> None:
             f"{count} buffers of random bytes, no failure; with atheris installed they would be chosen better"
         )
         return
+    # What is loaded already: the targets import what they test.
+    atheris.instrument_all()
     atheris.Setup(sys.argv, target)
     atheris.Fuzz()

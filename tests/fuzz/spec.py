@@ -12,8 +12,9 @@ from typing import Any
 from hypothesis import strategies as st
 
 from steerserve.catalog import POLICY_ROWS, Catalog
+from steerserve.compile import compile_plan
 from steerserve.errors import RequestError
-from steerserve.plan import Plan, compile_plan
+from steerserve.plan import Plan
 from steerserve.server.body import take_steering
 from steerserve.spec import SteeringSpec, parse_spec, parse_spec_json
 from tests.fuzz.fuzzing import run

@@ -62,7 +62,7 @@ def test_a_policy_is_compiled_or_refused() -> None:
 
 def test_a_request_beside_policies_is_merged_or_refused() -> None:
     def holds(drawn: tuple[Any, Any]) -> None:
-        from steerserve.plan import compile_plan
+        from steerserve.compile import compile_plan
         from steerserve.policy.enforcement import Caller
         from steerserve.spec import parse_spec
 

@@ -20,7 +20,9 @@ from torch import Tensor
 
 import steerserve.runtime.device
 from steerserve.catalog import Catalog
-from steerserve.plan import Effect, Plan, Row, build_plan, compile_plan
+from steerserve.compile import compile_plan
+from steerserve.plan import Plan, build_plan
+from steerserve.row import Effect, Row
 from steerserve.runtime import Runtime
 from steerserve.runtime.device import DeviceRuntime
 from steerserve.runtime.host import HostRuntime

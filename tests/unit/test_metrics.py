@@ -6,8 +6,9 @@ from pathlib import Path
 from prometheus_client import REGISTRY
 
 from steerserve.metrics import TokenFeed, admissions, count_rejection, observe_admission, observe_slots
-from steerserve.plan import Plan, Row
+from steerserve.plan import Plan
 from steerserve.report import Collected
+from steerserve.row import Row
 from steerserve.window import Window
 
 

@@ -7,8 +7,10 @@ import msgspec
 import pytest
 
 from steerserve.catalog import Catalog
+from steerserve.compile import compile_plan
 from steerserve.errors import RequestError
-from steerserve.plan import Effect, Origin, Plan, build_plan, compile_plan
+from steerserve.plan import Plan, build_plan
+from steerserve.row import Effect, Origin
 from steerserve.spec import parse_spec
 
 A = {"sae": "jump", "feature": 3, "op": "clamp", "value": 2.0}

@@ -6,9 +6,11 @@ from typing import Any, cast
 import pytest
 
 from steerserve.catalog import Catalog, Source
+from steerserve.compile import compile_plan
 from steerserve.hookpoint import HookPoint
-from steerserve.plan import Origin, Plan, build_plan, compile_plan
+from steerserve.plan import Plan, build_plan
 from steerserve.report import Counts, Reporter, TicketTally, merge_workers
+from steerserve.row import Origin
 from steerserve.sae import Sae
 from steerserve.spec import SteeringSpec, parse_spec
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from steerserve.catalog import Catalog
-from steerserve.plan import Plan, compile_plan
+from steerserve.compile import compile_plan
+from steerserve.plan import Plan
 from steerserve.runtime.host import HostRuntime
 from steerserve.spec import parse_spec
 from tests.support.models import D_MODEL, VOCAB

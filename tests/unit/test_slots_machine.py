@@ -20,12 +20,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from steerserve.catalog import Catalog, Source
+from steerserve.compile import compile_plan
 from steerserve.errors import CheckpointError
-from steerserve.plan import Plan, compile_plan
+from steerserve.plan import Plan
 from steerserve.runtime.host import HostRuntime
 from steerserve.sae import FeatureRows
 from steerserve.spec import parse_spec
-from steerserve.steer.buffers import A
+from steerserve.steer.buffers import CEILING, A
 from tests.support.models import D_MODEL, VOCAB
 
 CAPACITY = 4
@@ -116,8 +117,8 @@ class Worker:
         self.runtime.remove(name)
         life = self.lives.pop(name)
         stood = life.counted - life.cached
-        for row, (_, tokens, *_) in zip(
-            life.plan.rows, self.runtime.collect([name])["tallies"][name], strict=True
+        for row, (_, _, tokens, *_) in zip(
+            life.plan.rows, self.runtime.collect([name])["tallies"][name][0], strict=True
         ):
             assert 0 <= tokens <= stood if row.gates else tokens == stood, "each token counts once"
         self.events[how] += 1
@@ -202,7 +203,7 @@ class Worker:
             assert int(buffers.count[slot]) == n
             assert torch.equal(buffers.encoder[slot, :n], expected.encoder)
             assert torch.equal(buffers.decoder[slot, :n], expected.decoder)
-            assert torch.equal(buffers.params[slot, : len(expected.edits), A:], expected.edits)
+            assert torch.equal(buffers.params[slot, : len(expected.edits), A:CEILING], expected.edits)
 
 
 def _expected(plan: Plan, point: int, catalog: Catalog) -> Expected:

@@ -7,8 +7,9 @@ from steerserve.access.limits import Limits
 from steerserve.access.permission import check_limits, check_may_steer, check_scope
 from steerserve.access.principal import ANYONE, NOBODY, Principal
 from steerserve.catalog import Catalog
+from steerserve.compile import compile_plan
 from steerserve.errors import ForbiddenError
-from steerserve.plan import Row, compile_plan
+from steerserve.row import Row
 from steerserve.spec import parse_spec
 
 CLAMP = {"sae": "jump", "feature": 3, "op": "clamp", "value": 2.0}

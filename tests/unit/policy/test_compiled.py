@@ -92,6 +92,13 @@ def test_a_feature_without_a_linear_encoder_cannot_be_held(catalog: Catalog) -> 
         check_policies([policy(interventions=[ABLATE])], strange)
 
 
+def test_a_ceiling_that_waits_for_a_condition_is_refused(catalog: Catalog) -> None:
+    latched = ABLATE | {"latch": True, "when": {"feature": 4, "above": 1}}
+    with pytest.raises(PolicyError, match="no `latch` beside an enforced `ablate`"):
+        check_policies([policy(interventions=[latched])], catalog)
+    check_policies([policy(mode="shadow", interventions=[latched])], catalog)
+
+
 def test_a_direction_can_be_held(catalog: Catalog) -> None:
     check_policies([policy(interventions=[{"direction": "north", "op": "ablate"}])], catalog)
 

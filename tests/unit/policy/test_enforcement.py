@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from steerserve.catalog import Catalog
+from steerserve.compile import compile_plan
 from steerserve.errors import ConflictError, PolicyError, RequestError
-from steerserve.plan import Plan, compile_plan
+from steerserve.plan import Plan
 from steerserve.policy.enforcement import Caller, Enforcement
 from steerserve.spec import parse_spec
 from tests.unit.catalogs import make_catalog
@@ -138,7 +139,8 @@ def test_what_depends_on_positions_says_so(catalog: Catalog, home: Path) -> None
     assert not Enforcement(home, catalog).current().depends_on_position
     write(home, interventions=[ABLATE | {"where": {"phase": "generation"}}])
     assert Enforcement(home, catalog).current().depends_on_position
-    write(home, interventions=[ABLATE | {"latch": True, "when": {"feature": 4, "above": 1}}])
+    clamp = {"sae": "jump", "feature": 3, "op": "clamp", "value": 1.0}
+    write(home, interventions=[clamp | {"latch": True, "when": {"feature": 4, "above": 1}}])
     assert Enforcement(home, catalog).current().depends_on_position
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from steerserve.catalog import Catalog
-from steerserve.plan import compile_plan
+from steerserve.compile import compile_plan
 from steerserve.spec import parse_spec
 from steerserve.steer import PointBuffers, steer_cpu, steer_reference
 from tests.support.models import D_MODEL

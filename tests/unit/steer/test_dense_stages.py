@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from steerserve.catalog import Catalog, build_catalog
+from steerserve.compile import compile_plan
 from steerserve.config import SaeConfig, SteerserveConfig
-from steerserve.plan import build_plan, compile_plan, reading_places
+from steerserve.layout import reading_places
+from steerserve.plan import build_plan
 from steerserve.runtime.host import HostRuntime
 from steerserve.sae import Sae
 from steerserve.sae.resident import Resident

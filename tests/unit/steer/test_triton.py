@@ -20,7 +20,8 @@ from triton.runtime.jit import mangle_type
 
 import steerserve.steer.triton
 from steerserve.catalog import Catalog
-from steerserve.plan import Plan, compile_plan
+from steerserve.compile import compile_plan
+from steerserve.plan import Plan
 from steerserve.spec import Where, parse_spec
 from steerserve.steer import NEVER, History, PointBuffers, steer_reference
 from steerserve.tally import Tallies

@@ -11,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steerserve.catalog import Catalog
+from steerserve.compile import compile_plan
 from steerserve.errors import RequestError
-from steerserve.plan import MAX_BITS, Bits, Gate, Plan, Row, compile_plan
+from steerserve.layout import MAX_BITS, Bits
+from steerserve.plan import Plan
+from steerserve.row import Gate, Row
 from steerserve.spec import Where, parse_spec
 from steerserve.window import Window, resolve
 
