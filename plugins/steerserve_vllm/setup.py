@@ -124,6 +124,10 @@ def _refusals(vllm_config: Any) -> list[tuple[bool, str]]:
             v2 and speculative is not None and parallel.pipeline_parallel_size > 1,
             "under the V2 runner, a pipeline stage cannot tell rejected drafts from accepted ones",
         ),
+        (
+            vllm_config.scheduler_config.scheduler_cls is not None,
+            "a scheduler of your own may not end the requests that a condition ends",
+        ),
         (bool(getattr(parallel, "use_ubatching", False)), "micro-batching splits a step's tokens"),
         (
             parallel.decode_context_parallel_size * getattr(parallel, "prefill_context_parallel_size", 1) > 1,

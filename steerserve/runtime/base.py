@@ -104,7 +104,7 @@ class Runtime(ABC):
             ticket: names its report; "" if none is wanted.
             computed: tokens of the prompt that came from the prefix cache.
         """
-        self._batch_ids = None
+        self._leave_batch()
         if request_id in self._requests:
             return
         plan = self._plans.get(wire[0]) or Plan.from_wire(wire)
@@ -124,7 +124,7 @@ class Runtime(ABC):
         self.settle()
         self._let_go(request)
         self.tallies.close(request.table, self._tally(request), request.ticket)
-        self._batch_ids = None
+        self._leave_batch()
         self._forget_unused_plans()
 
     @abstractmethod
@@ -187,10 +187,15 @@ class Runtime(ABC):
     def _tally(self, request: Request) -> Tally:
         return self.tallies.read(request.table, request.plan, request.from_cache)
 
+    def _leave_batch(self) -> None:
+        """The next step's batch is another one; until it begins, no request of the last one can end."""
+        self._batch_ids = None
+        self._may_abort = False
+
     def _enter(self, request_ids: Sequence[str]) -> None:
         """Give the steered requests of a batch their slots, and take those of the others."""
         # Whatever fails below, the next step must not take the layout of the one before it.
-        self._batch_ids = None
+        self._leave_batch()
         batch = [self._requests.get(request_id) for request_id in request_ids]
         present = {id(request) for request in batch if request is not None}
         for request in self._requests.values():

@@ -152,3 +152,17 @@ def test_totals_count_every_row_by_source_and_op(catalog: Catalog) -> None:
     assert runtime.collect([])["tokens"] == [["sae:jump", "clamp", 8]]
     runtime.remove("a")
     assert runtime.collect([])["tokens"] == [["sae:jump", "clamp", 8]]
+
+
+def test_after_a_request_that_may_end_its_neighbours_step_on(catalog: Catalog) -> None:
+    runtime = _runtime(catalog)
+    abort = {"then": "abort", "when": {"sae": "jump", "feature": 3, "above": 1e5}}
+    plan = compile_plan(parse_spec({"interventions": [abort]}), catalog)
+    runtime.add("a", plan.wire, np.arange(3, 7), "", 0)
+    ids = np.arange(3, 7, dtype=np.int32)
+    runtime.begin_step(["a", "b"], np.array([2, 2], np.int32), np.zeros(2, np.int32), ids)
+    assert runtime.may_abort
+    assert runtime.aborts() == {}
+    runtime.remove("a")
+    assert not runtime.may_abort
+    assert runtime.aborts() == {}
