@@ -30,7 +30,6 @@ def as_yaml(value: Any) -> bytes:
 
 def check_said(error: SteerserveError, where: str) -> None:
     assert where in str(error), error
-    assert "expected" in str(error) or "`" in str(error), error
 
 
 def test_a_steering_object_is_a_plan_or_refused() -> None:
