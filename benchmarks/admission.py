@@ -24,7 +24,7 @@ __all__ = ["admission", "write_policies"]
 
 _LAYERS, _WIDTH, _FEATURES = 4, 896, 4096
 # A route's own model and key, as every request of one application has them.
-_CALLER = Caller("model", "/v1/chat/completions", frozenset({"infer", "steer"}), "application")
+_CALLER = Caller(("model",), "/v1/chat/completions", frozenset({"infer", "steer"}), "application")
 
 
 def write_policies(folder: Path, count: int, sae: str, *, mode: str = "enforce") -> None:

@@ -151,7 +151,7 @@ def check_rows(rows: Sequence[Row], catalog: Catalog, limit: int) -> None:
         message = "expected conditions at the hook point of what they gate: pipeline stages share no others"
         raise RequestError(message, at=at, reason="unsupported")
     if catalog.stages > 1 and any(row.effect in ("abort", "hold") for row in rows):
-        message = "expected nothing that may end a request: only the last pipeline stage is heard by the engine"
+        message = "expected nothing that may end a request: the engine hears the last pipeline stage alone"
         raise RequestError(message, at=at, reason="unsupported")
     if len(Bits.of(rows).windows) > MAX_BITS:
         message = f"expected at most {MAX_BITS} different windows, got {len(Bits.of(rows).windows)}"

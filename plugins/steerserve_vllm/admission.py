@@ -35,7 +35,7 @@ PLAN_KEY = "steerserve"
 
 _CATALOG = "_steerserve_catalog"
 _ENFORCEMENT = "_steerserve_enforcement"
-_MODEL = "_steerserve_model"
+_MODELS = "_steerserve_models"
 
 
 def install() -> None:
@@ -59,16 +59,16 @@ def _wrap_init(original: Callable[..., Any]) -> Callable[..., Any]:
             front_end.install()
         setattr(self, _CATALOG, catalog_for(vllm_config))
         setattr(self, _ENFORCEMENT, enforcement_for(vllm_config))
-        setattr(self, _MODEL, _served_name(vllm_config.model_config))
+        setattr(self, _MODELS, _served_names(vllm_config.model_config))
         original(self, vllm_config, *args, **kwargs)
         self.process_inputs_async = _in_thread_with_context(self.process_inputs, self.renderer._executor)
 
     return init
 
 
-def _served_name(model_config: Any) -> str:
+def _served_names(model_config: Any) -> tuple[str, ...]:
     names = model_config.served_model_name or model_config.model
-    return str(names if isinstance(names, str) else names[0])
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _in_thread_with_context(function: Callable[..., Any], executor: Any) -> Callable[..., Any]:
@@ -136,8 +136,8 @@ def _admit(processor: Any, extra: dict[str, Any], request_id: str, lora: Any) ->
         return Merged(own), ticket
     known = carried.in_force if carried is not None else None
     in_force = known if known is not None else enforcement.current()
-    model = lora.lora_name if lora is not None else getattr(processor, _MODEL)
-    merged = in_force.merge(own, replace(carried.caller if carried is not None else Caller(), model=model))
+    models = (lora.lora_name,) if lora is not None else getattr(processor, _MODELS)
+    merged = in_force.merge(own, replace(carried.caller if carried is not None else Caller(), models=models))
     if carried is not None and merged.policies:
         ticket = carried.ticket
     return merged, ticket

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,17 +17,24 @@ from .seams import FRONT_END_SEAMS, check, wrap
 
 __all__ = ["install"]
 
+# Imported by whoever starts that server, and by nobody else.
+_GRPC = "vllm.entrypoints.launchers.grpc_server"
 _installed = False
 
 
 def install() -> None:
     """Wrap what only a front end has. Called where a configured engine is set up; harmless when called again.
 
-    Raises: IncompatibleError if this vLLM's front end is not the one that the wrappers were written for.
+    Raises: ConfigError where gRPC is served;
+        IncompatibleError if this vLLM's front end is not the one that the wrappers were written for.
     """
     global _installed
     if _installed:
         return
+    if _GRPC in sys.modules:
+        raise ConfigError(
+            "expected the HTTP server: vLLM's gRPC one knows neither keys nor routes nor the audit log"
+        )
     check(FRONT_END_SEAMS)
     wrap("attach_endpoints", _wrap_attach)
     wrap("run_batch_request", _wrap_run_request)

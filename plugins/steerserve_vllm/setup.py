@@ -125,7 +125,7 @@ def _refusals(vllm_config: Any) -> list[tuple[bool, str]]:
             "under the V2 runner, a pipeline stage cannot tell rejected drafts from accepted ones",
         ),
         (
-            vllm_config.scheduler_config.scheduler_cls is not None,
+            getattr(vllm_config.scheduler_config, "scheduler_cls", None) is not None,
             "a scheduler of your own may not end the requests that a condition ends",
         ),
         (bool(getattr(parallel, "use_ubatching", False)), "micro-batching splits a step's tokens"),

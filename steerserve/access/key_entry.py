@@ -114,6 +114,11 @@ def first_problem(error: ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"])
     place = "".join(parts).removeprefix(".")
+    name = place.rpartition(".")[2][:64]
+    if problem["type"] == "missing":
+        return f"expected `{name}`, which is missing - at {place}"
+    if problem["type"] == "extra_forbidden":
+        return f"expected no key `{name}`, which is not known here - at {place}"
     said = str(problem["msg"]).removeprefix("Value error, ").replace("Input should ", "expected to ", 1)
     silent = problem["type"] in _SAY_IT_THEMSELVES or place.endswith((".id", ".salt", ".hash"))
     got = "" if silent else f", got {str(problem['input'])[:64]!r}"

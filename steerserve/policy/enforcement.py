@@ -26,9 +26,12 @@ _MOST_REMEMBERED = 16_384
 
 @dataclass(frozen=True)
 class Caller:
-    """What decides which policies a request is under. Offline there is neither route nor key."""
+    """What decides which policies a request is under. Offline there is neither route nor key.
 
-    model: str | None = None
+    `models` are all names of the model that serves it: its policies are those of each of them.
+    """
+
+    models: tuple[str, ...] = ()
     route: str | None = None
     scopes: frozenset[str] = frozenset()
     key: str | None = None
@@ -62,11 +65,13 @@ class InForce:
         if caller not in self._callers:
             if len(self._callers) >= _MOST_PLANS:
                 self._callers.clear()
-            matches = (one.policy.applies for one in self.compiled.values())
             self._callers[caller] = tuple(
                 one
-                for one, applies in zip(self.compiled.values(), matches, strict=True)
-                if applies.match(caller.model, caller.route, caller.scopes, caller.key)
+                for one in self.compiled.values()
+                if any(
+                    one.policy.applies.match(model, caller.route, caller.scopes, caller.key)
+                    for model in caller.models or (None,)
+                )
             )
         return self._callers[caller]
 

@@ -61,7 +61,12 @@ def inside(folder: Path, name: str) -> Path:
     Raises: CheckpointError if it is missing, no regular file, or a symlink that leads out of the folder.
     """
     path = folder / name
-    real = path.resolve()
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"expected a regular file, got a link without an end: {error}", path=path
+        ) from None
     if not real.is_relative_to(folder.resolve()):
         message = "expected a file inside its folder, got a link that leads out of it (copy the file instead)"
         raise CheckpointError(message, path=path)
@@ -201,7 +206,8 @@ def check_finite(
         plain = tensor.T if tensor.ndim == 2 and not tensor.is_contiguous() else tensor
         for chunk in torch.split(plain.reshape(-1), _SCAN_CHUNK):
             # A NaN or infinity always spoils the sum; only then (or on overflow) is the slower test needed.
-            if not math.isfinite(chunk.sum(dtype=torch.float32)) and not torch.isfinite(chunk).all():
+            # Served as float32, so a wider number must be finite in that.
+            if not math.isfinite(chunk.sum(dtype=torch.float32)) and not torch.isfinite(chunk.float()).all():
                 raise CheckpointError("expected finite weights, got NaN or infinity", path=path, tensor=name)
             if progress is not None:
                 progress(chunk.nbytes)

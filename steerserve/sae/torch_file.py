@@ -21,6 +21,7 @@ from .files import FLOATS
 __all__ = ["TorchFile", "map_torch", "read_torch"]
 
 _INDEX_LIMIT = 2**20
+_NAMES_LIMIT = 16_384
 _DEPTH_LIMIT = 8
 _LOCAL_HEADER = 30
 _STORAGE = re.compile(r"(?:^|/)data/\d+$")
@@ -73,7 +74,11 @@ def read_torch(path: Path) -> TorchFile:
     if not isinstance(content, dict):
         raise CheckpointError(f"expected tensors by name, got {type(content).__name__}", path=path)
     file = TorchFile(path)
-    for name, value in _flattened({k: v for k, v in content.items() if k not in _SKIPPED}, path):
+    named = {k: v for k, v in content.items() if k not in _SKIPPED}
+    for number, (name, value) in enumerate(_flattened(named, path)):
+        # A dictionary that is shared is named again wherever it stands: few of them name billions.
+        if number == _NAMES_LIMIT:
+            raise CheckpointError(f"expected names at most {_NAMES_LIMIT} in number", path=path)
         if isinstance(value, Tensor) and value.is_floating_point():
             file.tensors[name] = _checked_floats(name, value, path)
         else:

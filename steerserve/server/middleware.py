@@ -93,7 +93,7 @@ class SteeringMiddleware:
 
     def _carried(self, scope: Scope) -> Carried:
         principal, enforcement = principal_of(scope), self.state.enforcement
-        caller = Caller(None, path_of(scope), principal.scopes, principal.name)
+        caller = Caller((), path_of(scope), principal.scopes, principal.name)
         in_force = None if enforcement is None else enforcement.current()
         return Carried(caller=caller, principal=principal, in_force=in_force)
 

@@ -86,8 +86,15 @@ def test_only_the_callers_policies_apply(catalog: Catalog, home: Path) -> None:
         interventions=[ABLATE],
     )
     in_force = Enforcement(home, catalog).current()
-    assert in_force.merge(None, Caller("m", "/v1/completions", frozenset({"infer"}), "k")).plan is not None
-    for caller in (Caller(), Caller("m", "/v1/completions"), Caller("m", "/v1/responses", frozenset(), "k")):
+    assert (
+        in_force.merge(None, Caller(("m", "n"), "/v1/completions", frozenset({"infer"}), "k")).plan
+        is not None
+    )
+    for caller in (
+        Caller(),
+        Caller(("m",), "/v1/completions"),
+        Caller(("m",), "/v1/responses", frozenset(), "k"),
+    ):
         assert in_force.merge(None, caller).plan is None
 
 
