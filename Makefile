@@ -18,7 +18,7 @@ demo: .venv/.installed ## serve the demo model, steer it, show the replies side 
 
 serve: .venv/.installed ## serve the demo model and its SAE until interrupted
 	@VLLM_CPU_KVCACHE_SPACE=$${VLLM_CPU_KVCACHE_SPACE:-1} \
-	  .venv/bin/steerserve serve $(DEMO)/model --sae demo=$(DEMO)/sae --host 127.0.0.1 --max-model-len 1024
+	  .venv/bin/steerserve serve $(DEMO)/model --sae demo=$(DEMO)/sae --max-interventions 64 --host 127.0.0.1 --max-model-len 1024
 
 test: .venv/.installed-dev ## run every test, the fast ones first
 	@$(PYTHON_IN_VENV) -m pytest

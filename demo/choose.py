@@ -21,7 +21,8 @@ GOOD = 0.9
 CLOSE = 0.04
 BY_SCORE, BY_DIFFERENCE = 3, 3
 FINALISTS = 6
-ABLATED = (1, 2, 4, 8, 16)
+# A domain is spread over many features of a dictionary as fine as this one.
+ABLATED = (1, 2, 4, 8, 16, 32, 48)
 
 
 @dataclass(frozen=True, order=True)

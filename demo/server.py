@@ -14,7 +14,7 @@ import urllib.request
 from pathlib import Path
 from types import TracebackType
 
-from demo.steer import prepare_environment
+from demo.steer import MAX_INTERVENTIONS, prepare_environment
 
 __all__ = ["DemoServer", "ServerDied"]
 
@@ -46,6 +46,7 @@ class DemoServer:
         prepare_environment()
         command = [sys.executable, "-c", "from steerserve.cli import main; main()", "serve"]
         command += [str(demo / "model"), "--sae", f"demo={demo / 'sae'}"]
+        command += ["--max-interventions", str(MAX_INTERVENTIONS)]
         command += [word for pair in FLAGS.items() for word in pair]
         command += ["--port", str(port), "--enforce-eager"]
         with self.log.open("wb") as out:

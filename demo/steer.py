@@ -13,9 +13,20 @@ from rich.progress import track
 
 from demo.corpus.labeller import label
 
-__all__ = ["TEMPERATURE", "TOKENS", "Ask", "Steered", "asks", "prepare_environment", "share"]
+__all__ = [
+    "MAX_INTERVENTIONS",
+    "TEMPERATURE",
+    "TOKENS",
+    "Ask",
+    "Steered",
+    "asks",
+    "prepare_environment",
+    "share",
+]
 
 TEMPERATURE = 0.8
+# The largest ablation of the cards fits.
+MAX_INTERVENTIONS = 64
 TOKENS = 24
 BATCH = 512
 
@@ -120,7 +131,12 @@ class Steered:
 
         return LLM(
             str(model),
-            additional_config={"steerserve": {"saes": [{"name": "demo", "path": str(sae.absolute())}]}},
+            additional_config={
+                "steerserve": {
+                    "saes": [{"name": "demo", "path": str(sae.absolute())}],
+                    "max_interventions": MAX_INTERVENTIONS,
+                }
+            },
             max_model_len=512,
             max_num_seqs=64,
             enforce_eager=True,

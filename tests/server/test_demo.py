@@ -119,5 +119,5 @@ def test_the_sae_was_made_for_the_model_beside_it() -> None:
     assert manifest.model.sha256 == sha256_of(ASSETS / "model" / "model.safetensors")
 
 
-def test_model_and_sae_stay_under_25_megabytes() -> None:
-    assert sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()) < 25e6
+def test_model_and_sae_stay_under_40_megabytes() -> None:
+    assert sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()) < 40e6
