@@ -216,7 +216,7 @@ def repeat(engine: Engine, **settings: Any) -> Any:
 
 
 @combination("ending a request", "tensor parallelism (TP = 2)")
-@both_runners({**OPTIONS, "tensor_parallel_size": 2}, "tp2")
+@pytest.mark.parametrize("engine", [{**OPTIONS, "tensor_parallel_size": 2}], indirect=True, ids=["tp2-v1"])
 def test_an_output_that_comes_from_another_process_carries_the_fires(engine: Engine) -> None:
     whole = tokens_of(one(engine, LONG))
     for position, kept in ((20, 0), (len(LONG) + 2, 3)):
@@ -227,7 +227,9 @@ def test_an_output_that_comes_from_another_process_carries_the_fires(engine: Eng
 
 
 @combination("ending a request", "forced preemption")
-@both_runners({**OPTIONS, "num_gpu_blocks_override": 14}, "scarce-cache")
+@pytest.mark.parametrize(
+    "engine", [{**OPTIONS, "num_gpu_blocks_override": 14}], indirect=True, ids=["scarce-cache-v1"]
+)
 def test_preempted_requests_end_at_the_same_tokens(engine: Engine) -> None:
     prompts = random_prompts(8, [60], seed=64)
     requests = [(prompt, params(f"p{i}", max_tokens=60)) for i, prompt in enumerate(prompts)]
