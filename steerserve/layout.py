@@ -37,10 +37,17 @@ class Bits:
             windows.append(window)
             return len(windows) - 1
 
+        # Most rows have the same window, and asking which object it is takes less time than a hash.
+        last: Window | None = None
+        last_bit = 0
+
         def listed(row: Row) -> int:
-            if row.window not in shared:
-                shared[row.window] = own(row.window)
-            return shared[row.window]
+            nonlocal last, last_bit
+            if row.window is not last:
+                if row.window not in shared:
+                    shared[row.window] = own(row.window)
+                last, last_bit = row.window, shared[row.window]
+            return last_bit
 
         conditions = [own(row.window) if row.earlier else listed(row) for row in rows]
         under = [listed(row) if row.latch else bit for row, bit in zip(rows, conditions, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations
 
 from steerserve.catalog import Catalog, Source
@@ -27,7 +28,7 @@ class CompiledPolicy:
     policy: Policy
     rows: tuple[Row, ...]
 
-    @property
+    @cached_property
     def applied(self) -> dict[tuple[str, int], Row]:
         """The rows that change the stream, by what they change."""
         return {(row.source, row.feature): row for row in self.rows if row.applies}

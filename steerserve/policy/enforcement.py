@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +17,10 @@ from .compiled import CompiledPolicy, check_policies, compile_policies, distinct
 from .document import Policy
 from .folder import PolicyFolder
 
-__all__ = ["Caller", "Enforcement", "InForce", "Merged"]
+__all__ = ["Applying", "Caller", "Enforcement", "InForce", "Merged"]
 
-_MOST_PLANS = 4096
+# Few: what is kept is what the garbage collector walks over, in the middle of a request.
+_MOST_PLANS = 128
 # The text of a larger plan's rows is merged each time: thousands of the largest would be kept for gigabytes.
 _MOST_REMEMBERED = 16_384
 
@@ -51,6 +52,28 @@ class Merged:
 
 
 @dataclass(frozen=True)
+class Applying:
+    """The policies for one caller, in the order of their names, and all that each request needs of them.
+
+    `holders` says of each feature that they change which of them does.
+    """
+
+    policies: tuple[Policy, ...]
+    names: tuple[str, ...]
+    rows: tuple[Row, ...]
+    holders: dict[tuple[str, int], Policy]
+
+    @classmethod
+    def of(cls, compiled: Iterable[CompiledPolicy]) -> Applying:
+        """Of these, whose rows agree with each other."""
+        found = tuple(compiled)
+        policies = tuple(one.policy for one in found)
+        holders = {place: one.policy for one in reversed(found) for place in one.applied}
+        rows = tuple(distinct(row for one in found for row in one.rows))
+        return cls(policies, tuple(policy.name for policy in policies), rows, holders)
+
+
+@dataclass(frozen=True)
 class InForce:
     """One version of all policies, compiled; a request keeps the one that it began under."""
 
@@ -58,14 +81,14 @@ class InForce:
     compiled: dict[str, CompiledPolicy]
     catalog: Catalog
     _plans: dict[object, Merged] = field(default_factory=dict, repr=False)
-    _callers: dict[Caller, tuple[CompiledPolicy, ...]] = field(default_factory=dict, repr=False)
+    _callers: dict[Caller, Applying] = field(default_factory=dict, repr=False)
 
-    def applying(self, caller: Caller) -> tuple[CompiledPolicy, ...]:
-        """The policies for this caller, in the order of their names."""
+    def applying(self, caller: Caller) -> Applying:
+        """The policies for this caller."""
         if caller not in self._callers:
             if len(self._callers) >= _MOST_PLANS:
                 self._callers.clear()
-            self._callers[caller] = tuple(
+            self._callers[caller] = Applying.of(
                 one
                 for one in self.compiled.values()
                 if any(
@@ -83,13 +106,13 @@ class InForce:
             need more windows than a token's mask has bits.
         """
         applying = self.applying(caller)
-        if not applying:
+        if not applying.policies:
             return Merged(own)
         if own is not None and sum(len(row.text) for row in own.rows) > _MOST_REMEMBERED:
             return self._merged(own, applying)
         # Equal plans of differently ordered requests differ in where their rows came from.
         mine = own and (own.digest, tuple(row.origin.index for row in own.rows))
-        key = (mine, tuple(one.policy.name for one in applying))
+        key = (mine, applying.names)
         if key not in self._plans:
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
@@ -102,17 +125,16 @@ class InForce:
         rows = (row for one in self.compiled.values() for row in one.rows)
         return any(row.is_stateful or not row.window.is_everywhere for row in rows)
 
-    def _merged(self, own: Plan | None, applying: Sequence[CompiledPolicy]) -> Merged:
+    def _merged(self, own: Plan | None, applying: Applying) -> Merged:
         mine = own.rows if own is not None else ()
-        for one in applying:
-            _check_conflict(mine, one)
-        rows = [*mine, *distinct(row for one in applying for row in one.rows)]
+        _check_conflict(mine, applying)
+        rows = [*mine, *applying.rows]
         windows = len(Bits.of(rows).windows)
         if windows > MAX_BITS:
             message = f"expected at most {MAX_BITS} different windows beside those of policies, got {windows}"
             raise RequestError(message, at=("steering", "interventions"), reason="too_many")
         plan = build_plan(rows, self.catalog, own is not None and own.drop)
-        return Merged(plan, tuple(one.policy for one in applying))
+        return Merged(plan, applying.policies)
 
 
 class Enforcement:
@@ -145,13 +167,13 @@ class Enforcement:
         return known
 
 
-def _check_conflict(own: Sequence[Row], policy: CompiledPolicy) -> None:
-    held = policy.applied
+def _check_conflict(own: Sequence[Row], applying: Applying) -> None:
     for row in own:
-        if row.applies and (row.source, row.feature) in held:
+        holder = applying.holders.get((row.source, row.feature)) if row.applies else None
+        if holder is not None:
             message = (
                 f"expected no change to {row.source.partition(':')[2]} {row.feature}, which policy "
-                f"`{policy.policy.name}` holds: {policy.policy.reason}"
+                f"`{holder.name}` holds: {holder.reason}"
             )
             at = ("steering", "interventions", row.origin.index)
             raise ConflictError(message, at=at, reason="policy_conflict")

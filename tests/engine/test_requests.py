@@ -73,7 +73,8 @@ class TestPrefixCache:
         engine.generate(prompt, [[CLAMP]], ["cold"])
         engine.generate(prompt, [[CLAMP]], ["warm"])
         tallies = engine.collect("cold", "warm")["tallies"]
-        (_, cold, cold_cached, *_), (_, warm, warm_cached, *_) = tallies["cold"][0], tallies["warm"][0]
+        # Of each ticket its one request, of that its one row.
+        ((cold_cached, _, cold, *_),), ((warm_cached, _, warm, *_),) = tallies["cold"][0], tallies["warm"][0]
         assert (cold, cold_cached) == (100 + 7, 0)
         assert (warm, warm_cached) == (100 + 7 - 95, 95)  # three blocks, less BOS
 

@@ -20,8 +20,9 @@ PLAN: list[dict[str, Any]] = [
 
 
 def _counts(engine: Engine, tickets: list[str]) -> list[list[int]]:
+    """Tokens of each request's rows, computed or cached; PLAN's first row stands at the later point."""
     tallies = engine.collect(*tickets)["tallies"]
-    return [[row[1] + row[2] for row in sorted(tallies[ticket])] for ticket in tickets]
+    return [[cached + tokens for cached, _, tokens, *_ in reversed(tallies[ticket][0])] for ticket in tickets]
 
 
 def _ordinary(tokens: list[int]) -> int:
