@@ -19,10 +19,8 @@ from .folder import PolicyFolder
 
 __all__ = ["Applying", "Caller", "Enforcement", "InForce", "Merged"]
 
-# Few: what is kept is what the garbage collector walks over, in the middle of a request.
-_MOST_PLANS = 128
-# The text of a larger plan's rows is merged each time: thousands of the largest would be kept for gigabytes.
-_MOST_REMEMBERED = 16_384
+# Callers whose policies are remembered.
+_MOST_CALLERS = 128
 
 
 @dataclass(frozen=True)
@@ -80,13 +78,13 @@ class InForce:
     version: str
     compiled: dict[str, CompiledPolicy]
     catalog: Catalog
-    _plans: dict[object, Merged] = field(default_factory=dict, repr=False)
+    _plans: dict[tuple[str, ...], Merged] = field(default_factory=dict, repr=False)
     _callers: dict[Caller, Applying] = field(default_factory=dict, repr=False)
 
     def applying(self, caller: Caller) -> Applying:
         """The policies for this caller."""
         if caller not in self._callers:
-            if len(self._callers) >= _MOST_PLANS:
+            if len(self._callers) >= _MOST_CALLERS:
                 self._callers.clear()
             self._callers[caller] = Applying.of(
                 one
@@ -108,16 +106,12 @@ class InForce:
         applying = self.applying(caller)
         if not applying.policies:
             return Merged(own)
-        if own is not None and sum(len(row.text) for row in own.rows) > _MOST_REMEMBERED:
+        if own is not None:
+            # Not remembered: what is kept is what the garbage collector walks over, in somebody's request.
             return self._merged(own, applying)
-        # Equal plans of differently ordered requests differ in where their rows came from.
-        mine = own and (own.digest, tuple(row.origin.index for row in own.rows))
-        key = (mine, applying.names)
-        if key not in self._plans:
-            if len(self._plans) >= _MOST_PLANS:
-                self._plans.clear()
-            self._plans[key] = self._merged(own, applying)
-        return self._plans[key]
+        if applying.names not in self._plans:
+            self._plans[applying.names] = self._merged(None, applying)
+        return self._plans[applying.names]
 
     @cached_property
     def depends_on_position(self) -> bool:
