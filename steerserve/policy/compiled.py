@@ -75,10 +75,15 @@ def distinct(rows: Iterable[Row]) -> list[Row]:
 
 
 def _rows(policy: Policy, catalog: Catalog) -> Iterable[Row]:
+    first: dict[tuple[str, int], int] = {}
     try:
         for index, intervention in enumerate(policy.interventions):
             at = ("interventions", index)
             row = compile_row(intervention, catalog, at, Origin(index, policy.name))
+            known = first.setdefault((row.source, row.feature), index) if row.applies else index
+            if known != index:
+                message = f"expected each feature once, got the one of interventions[{known}] again"
+                raise RequestError(message, at=at, reason="duplicate")
             yield _as_enforced(row, policy, catalog, at)
         for index, watch in enumerate(policy.watch):
             origin = Origin(index, policy.name, watch.name)

@@ -173,6 +173,8 @@ class Runtime(ABC):
     def aborts_of(self, notes: Tensor) -> dict[str, int]:
         """As `aborts`, of notes that have reached the host."""
         found: dict[str, int] = {}
+        if int(notes.min()) >= NEVER:
+            return found
         ids = self._batch_ids or []
         for request_id, request, row in zip(ids, self._batch, notes.numpy(), strict=True):
             ends = row[request.plan.ending] if request is not None else row[:0]

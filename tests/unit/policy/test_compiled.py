@@ -92,6 +92,13 @@ def test_a_feature_without_a_linear_encoder_cannot_be_held(catalog: Catalog) -> 
         check_policies([policy(interventions=[ABLATE])], strange)
 
 
+@pytest.mark.parametrize("mode", ["enforce", "shadow"])
+def test_a_policy_changes_each_feature_once(catalog: Catalog, mode: str) -> None:
+    twice = [ABLATE, ABLATE | {"op": "clamp", "value": 5.0}]
+    with pytest.raises(PolicyError, match=r"expected each feature once.* \$\.interventions\[1\]"):
+        check_policies([policy(mode=mode, interventions=twice)], catalog)
+
+
 def test_a_ceiling_that_waits_for_a_condition_is_refused(catalog: Catalog) -> None:
     latched = ABLATE | {"latch": True, "when": {"feature": 4, "above": 1}}
     with pytest.raises(PolicyError, match="no `latch` beside an enforced `ablate`"):
