@@ -41,7 +41,12 @@ class Merged:
     """A request's plan under the policies that are for it; None where neither asks for anything."""
 
     plan: Plan | None
-    policies: tuple[Policy, ...] = ()
+    compiled: tuple[CompiledPolicy, ...] = ()
+
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        """The policies that are for the request, in the order of their names."""
+        return tuple(one.policy for one in self.compiled)
 
     @property
     def enforced(self) -> bool:
@@ -53,22 +58,23 @@ class Merged:
 class Applying:
     """The policies for one caller, in the order of their names, and all that each request needs of them.
 
-    `holders` says of each feature that they change which of them does.
+    `holders` says of each feature that they change which of them does; `alone` is what becomes of a
+    request that asks for nothing.
     """
 
-    policies: tuple[Policy, ...]
-    names: tuple[str, ...]
+    compiled: tuple[CompiledPolicy, ...]
     rows: tuple[Row, ...]
     holders: dict[tuple[str, int], Policy]
+    alone: Merged
 
     @classmethod
-    def of(cls, compiled: Iterable[CompiledPolicy]) -> Applying:
+    def of(cls, compiled: Iterable[CompiledPolicy], catalog: Catalog) -> Applying:
         """Of these, whose rows agree with each other."""
         found = tuple(compiled)
-        policies = tuple(one.policy for one in found)
         holders = {place: one.policy for one in reversed(found) for place in one.applied}
         rows = tuple(distinct(row for one in found for row in one.rows))
-        return cls(policies, tuple(policy.name for policy in policies), rows, holders)
+        alone = Merged(build_plan(rows, catalog), found) if found else Merged(None)
+        return cls(found, rows, holders, alone)
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,6 @@ class InForce:
     version: str
     compiled: dict[str, CompiledPolicy]
     catalog: Catalog
-    _plans: dict[tuple[str, ...], Merged] = field(default_factory=dict, repr=False)
     _callers: dict[Caller, Applying] = field(default_factory=dict, repr=False)
 
     def applying(self, caller: Caller) -> Applying:
@@ -86,7 +91,7 @@ class InForce:
         if caller not in self._callers:
             if len(self._callers) >= _MOST_CALLERS:
                 self._callers.clear()
-            self._callers[caller] = Applying.of(
+            compiled = (
                 one
                 for one in self.compiled.values()
                 if any(
@@ -94,6 +99,7 @@ class InForce:
                     for model in caller.models or (None,)
                 )
             )
+            self._callers[caller] = Applying.of(compiled, self.catalog)
         return self._callers[caller]
 
     def merge(self, own: Plan | None, caller: Caller) -> Merged:
@@ -104,14 +110,10 @@ class InForce:
             need more windows than a token's mask has bits.
         """
         applying = self.applying(caller)
-        if not applying.policies:
-            return Merged(own)
-        if own is not None:
-            # Not remembered: what is kept is what the garbage collector walks over, in somebody's request.
-            return self._merged(own, applying)
-        if applying.names not in self._plans:
-            self._plans[applying.names] = self._merged(None, applying)
-        return self._plans[applying.names]
+        if own is None:
+            return applying.alone
+        # Not remembered: what is kept is what the garbage collector walks over, in somebody's request.
+        return self._merged(own, applying) if applying.compiled else Merged(own)
 
     @cached_property
     def depends_on_position(self) -> bool:
@@ -119,16 +121,14 @@ class InForce:
         rows = (row for one in self.compiled.values() for row in one.rows)
         return any(row.is_stateful or not row.window.is_everywhere for row in rows)
 
-    def _merged(self, own: Plan | None, applying: Applying) -> Merged:
-        mine = own.rows if own is not None else ()
-        _check_conflict(mine, applying)
-        rows = [*mine, *applying.rows]
+    def _merged(self, own: Plan, applying: Applying) -> Merged:
+        _check_conflict(own.rows, applying)
+        rows = [*own.rows, *applying.rows]
         windows = len(Bits.of(rows).windows)
         if windows > MAX_BITS:
             message = f"expected at most {MAX_BITS} different windows beside those of policies, got {windows}"
             raise RequestError(message, at=("steering", "interventions"), reason="too_many")
-        plan = build_plan(rows, self.catalog, own is not None and own.drop)
-        return Merged(plan, applying.policies)
+        return Merged(build_plan(rows, self.catalog, own.drop), applying.compiled)
 
 
 class Enforcement:

@@ -9,6 +9,7 @@ from typing import Any
 from steerserve.report import Counts, TicketTally
 from steerserve.row import Row
 
+from .compiled import CompiledPolicy
 from .document import Policy
 from .enforcement import Merged
 
@@ -17,7 +18,7 @@ __all__ = ["aborted", "policy_entries", "tokens_touched", "watched"]
 
 def policy_entries(merged: Merged, tally: TicketTally | None) -> list[dict[str, Any]]:
     """One entry for each policy that applied, as a report shows it."""
-    return [_entry(policy, merged, tally) for policy in merged.policies]
+    return [_entry(one, merged, tally) for one in merged.compiled]
 
 
 def watched(merged: Merged, tally: TicketTally | None) -> Iterator[tuple[Policy, Row, Counts]]:
@@ -46,8 +47,15 @@ def _counted(merged: Merged, tally: TicketTally | None) -> Iterator[tuple[Row, C
     return ((row, found.get(number, Counts())) for number, row in enumerate(rows))
 
 
-def _entry(policy: Policy, merged: Merged, tally: TicketTally | None) -> dict[str, Any]:
-    own = [(row, counts) for row, counts in _counted(merged, tally) if row.origin.policy == policy.name]
+def _entry(one: CompiledPolicy, merged: Merged, tally: TicketTally | None) -> dict[str, Any]:
+    # What several policies agree on is one row of the plan, and what each of them did.
+    own = [
+        (row, counts)
+        for row, counts in _counted(merged, tally)
+        if row.origin.policy == one.policy.name
+        or (row.origin.policy and row.applies and (row.source, row.feature) in one.applied)
+    ]
+    policy = one.policy
     changes = [counts for row, counts in own if not row.origin.watch]
     entry: dict[str, Any] = {"name": policy.name, "version": policy.version, "mode": policy.mode}
     entry["tokens"] = max((counts.tokens for counts in changes), default=0)

@@ -62,7 +62,7 @@ class KeyGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan":
             try:
-                scope[PRINCIPAL] = await self._admit(scope)
+                await self._admit(scope)
             except RequestError as error:
                 count_refusal(error.reason)
                 self.state.denied(scope, error)
@@ -70,20 +70,20 @@ class KeyGuard:
                 return
         await self.app(scope, receive, send)
 
-    async def _admit(self, scope: Scope) -> Principal:
-        """Who sends the request, which they may.
+    async def _admit(self, scope: Scope) -> None:
+        """Note in the scope who sends the request, and whether they may.
 
         Raises: UnauthenticatedError, ForbiddenError, RateExceededError or UnavailableError.
         """
         is_http, path = scope["type"] == "http", path_of(scope)
         needed = required_scope(scope["method"], path) if is_http else "infer"
         principal = await self._who(_key_of(Headers(scope=scope)), is_open=needed is None)
+        scope[PRINCIPAL] = principal
         if needed is not None:
             what = f"{scope['method']} {path[:128]}" if is_http else "a websocket"
             check_scope(principal, needed, what)
         if not is_http or runs_model(scope["method"], path):
             self._rates.take(principal)
-        return principal
 
     async def _who(self, text: str | None, *, is_open: bool) -> Principal:
         if _is_among(text, self.state.server_keys):

@@ -20,7 +20,7 @@ from steerserve.policy.outcome import aborted, tokens_touched, watched
 from steerserve.report import Counts, TicketTally
 from steerserve.row import Row
 
-from .guard import principal_of
+from .guard import PRINCIPAL, principal_of
 from .reply import SteeredReply
 from .routing import path_of
 
@@ -119,6 +119,7 @@ class Recorder:
                 event="request",
                 request_id=headers.get("x-request-id"),
                 trace_id=trace_id_of(headers.get("traceparent")),
+                principal=principal_of(scope).name if PRINCIPAL in scope else None,
                 route=path_of(scope),
                 outcome="refused",
                 status=error.status,

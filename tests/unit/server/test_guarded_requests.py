@@ -203,3 +203,10 @@ def test_a_key_steers_within_its_scopes_and_limits(
     assert reply.status_code == 403
     assert said in reply.json()["error"]["message"]
     assert post("/v1/completions", {}).status_code == 200
+
+
+def test_what_two_policies_agree_on_is_reported_of_both(post: Client, tmp_path: Path) -> None:
+    document = json.loads((tmp_path / "policies" / "p.yaml").read_text()) | {"name": "q", "watch": []}
+    (tmp_path / "policies" / "q.yaml").write_text(json.dumps(document), encoding="utf-8")
+    report = post("/v1/completions", {"steering": STEERING}).json()["steering"]
+    assert [(entry["name"], entry["tokens"]) for entry in report["policies"]] == [("p", 4), ("q", 4)]
