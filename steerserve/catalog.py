@@ -45,6 +45,13 @@ class Source:
         """Whether this is an SAE rather than a direction."""
         return self.key.startswith(SAE_PREFIX)
 
+    @property
+    def sha256(self) -> str | None:
+        """Of the weights, which was checked when they were opened; None where no manifest records it."""
+        if not isinstance(self.body, Sae) or self.body.manifest is None:
+            return None
+        return self.body.manifest.files.get(self.body.path.name)
+
     def rows(self, features: Sequence[int]) -> FeatureRows:
         """The serving form of the named features."""
         return self.body.rows(features) if isinstance(self.body, Sae) else self.body.rows()

@@ -188,8 +188,8 @@ class Recorder:
         plan = carried.merged.plan or carried.own
         if plan is None or self._catalog is None:
             return {}
-        used = dict.fromkeys(row.source for row in plan.rows)
-        return {key: self._catalog.sources[key].fingerprint for key in used}
+        used = {row.source: self._catalog.sources[row.source] for row in plan.rows}
+        return {key: source.sha256 or source.fingerprint for key, source in used.items()}
 
 
 def _is_bound(carried: Carried) -> bool:
