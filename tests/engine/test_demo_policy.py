@@ -15,6 +15,7 @@ from vllm.exceptions import VLLMValidationError
 
 from demo.prompts import DOMAIN_PROMPTS, NEUTRAL_PROMPTS
 from steerserve.sae import open_sae
+from tests.support.engine import stop_engine
 
 DEMO = Path(__file__).parents[2] / "sae_weights" / "demo"
 CARD = json.loads((DEMO / "features.json").read_text())["insult"]
@@ -40,7 +41,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
         gpu_memory_utilization=0.2,
     )
     yield llm
-    llm.llm_engine.engine_core.shutdown()
+    stop_engine(llm)
 
 
 def hostile(rng: random.Random, d_sae: int) -> dict[str, Any] | None:

@@ -80,9 +80,14 @@ class Engine:
 
     def stop(self) -> None:
         """End the engine's processes."""
-        core = self.llm.llm_engine.engine_core
-        core.shutdown()
-        core.ctx.destroy(linger=0)
+        stop_engine(self.llm)
+
+
+def stop_engine(llm: LLM) -> None:
+    """End the engine's processes, and close the sockets to them, which vLLM leaves to the collector."""
+    core = llm.llm_engine.engine_core
+    core.shutdown()
+    core.ctx.destroy(linger=0)
 
 
 def engine_settings(assets: dict[str, Any]) -> dict[str, Any]:
