@@ -25,9 +25,9 @@ __all__ = ["interpreted"]
 
 @contextmanager
 def interpreted() -> Iterator[ModuleType]:
-    """The kernels' module, run by Triton's interpreter.
+    """The kernels' package, run by Triton's interpreter.
 
-    Triton decides when a function is decorated. Here that may have happened already, so the module is loaded
+    Triton decides when a function is decorated. Here that may have happened already, so the package is loaded
     once more under another name, and the functions of Triton's own language are decorated again for a while.
     The interpreter, too, leaves changes in that language, which would break whoever compiles later.
     """
@@ -69,8 +69,9 @@ def _restore(owner: Any, members: dict[str, Any]) -> None:
 
 @cache
 def _module() -> ModuleType:
+    name, own = "steerserve.steer._interpreted", steerserve.steer.triton
     spec = importlib.util.spec_from_file_location(
-        "steerserve.steer._interpreted", steerserve.steer.triton.__file__
+        name, own.__file__, submodule_search_locations=list(own.__path__)
     )
     assert spec is not None
     assert spec.loader is not None

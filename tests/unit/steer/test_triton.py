@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -358,12 +359,11 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, _Comp
     if triton.knobs.runtime.interpret:
         pytest.skip("Triton was told to interpret kernels, not to compile them")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    found = {
-        name: _Compiled(getattr(steerserve.steer.triton, name))
-        for name in ("_note", "_steer", "_hold", "_fill", "_count")
-    }
-    for name, kernel in found.items():
-        monkeypatch.setattr(steerserve.steer.triton, name, kernel)
+    found = {}
+    for name in ("note", "steer", "hold", "fill", "count"):
+        module = importlib.import_module(f"steerserve.steer.triton.{name}")
+        found[name] = _Compiled(getattr(module, f"_{name}"))
+        monkeypatch.setattr(module, f"_{name}", found[name])
     return found
 
 
@@ -382,7 +382,7 @@ def test_the_kernel_compiles_for_an_h200_and_its_tiles_fit_the_registers(
         torch.zeros(1, rows, 2),
         History.blank(1),
     )
-    assert not compiled["_steer"].spills(tmp_path)
+    assert not compiled["steer"].spills(tmp_path)
 
 
 @pytest.mark.parametrize("two_parts", [True, False], ids=["residual", "one tensor"])
@@ -398,8 +398,8 @@ def test_what_surrounds_the_kernel_compiles_for_an_h200(
     kernels = steerserve.steer.triton
     kernels.note_triton(stream, addend, buffers, slot, torch.zeros(1, dtype=torch.int64), notes)
     kernels.hold_triton(stream, addend, buffers, slot, torch.zeros(1, 96, 2), notes)
-    assert not compiled["_note"].spills(tmp_path)
-    assert not compiled["_hold"].spills(tmp_path)
+    assert not compiled["note"].spills(tmp_path)
+    assert not compiled["hold"].spills(tmp_path)
 
 
 def test_the_token_map_and_the_count_compile_for_an_h200(
@@ -415,5 +415,5 @@ def test_the_token_map_and_the_count_compile_for_an_h200(
     steerserve.steer.triton.count_triton(
         Tallies(2).table, int32, int32, int64, int64, int64, PointBuffers(1, 32, 16), torch.zeros(8, 32, 2)
     )
-    assert not compiled["_fill"].spills(tmp_path)
-    assert not compiled["_count"].spills(tmp_path)
+    assert not compiled["fill"].spills(tmp_path)
+    assert not compiled["count"].spills(tmp_path)
