@@ -66,6 +66,7 @@ class SteeringEndpoints:
             return
         parallel = config.parallel_config
         steering.enforcement = enforcement_for(config)
+        steering.models = lambda: _names(state.openai_serving_models)
         steering.recorder = _recorder(own, steering.catalog, max(0, parallel._api_process_rank))
         if steering.enforcement is not None:
             steering.enforcement.changed = steering.recorder.reloaded
@@ -90,6 +91,11 @@ def _guard(state: SteeringState, config: SteerserveConfig, args: Namespace) -> N
     check_binding(args.host, args.uds, guarded=guarded, open_to_all=config.open_to_all)
     if config.keys is not None:
         state.keys = KeyRing(config.keys)
+
+
+def _names(models: Any) -> list[str]:
+    """Of the model and of the LoRAs that are loaded now."""
+    return [*(path.name for path in models.base_model_paths), *models.lora_requests]
 
 
 def _recorder(config: SteerserveConfig, catalog: Catalog, rank: int) -> Recorder:

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Annotated
 
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BaseModel,
     BeforeValidator,
@@ -21,7 +22,7 @@ from steerserve.errors import KeyFileError
 from .hashing import DEFAULT_COST, HASH_BYTES, SALT_BYTES, Cost, hash_secret, matches, new_salt
 from .key_text import ID_PATTERN, KeyText
 from .limits import Limits
-from .principal import Principal, ScopeName
+from .principal import BUILT_IN, Principal, ScopeName
 
 __all__ = ["KeyEntry", "first_problem", "new_entry"]
 
@@ -37,13 +38,19 @@ def _moment(value: object) -> object:
 _Moment = Annotated[AwareDatetime, BeforeValidator(_moment)]
 
 
+def _own_name(text: str) -> str:
+    if text in BUILT_IN:
+        raise ValueError(f"expected a name that is not one of the server's own, got {text!r}")
+    return text
+
+
 class KeyEntry(BaseModel):
     """One key. A field that is not known here is refused: it may be a limit that nobody would enforce."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
     id: str = Field(pattern=f"^{ID_PATTERN}$")
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"), AfterValidator(_own_name)]
     scopes: Annotated[tuple[ScopeName, ...], Field(strict=False, min_length=1)]
     limits: Limits = Limits()
     created: _Moment

@@ -177,7 +177,7 @@ def _decoy(file: KeyFile) -> KeyEntry:
     n, r, p = file.keys[0].cost if file.keys else DEFAULT_COST
     return KeyEntry(
         id="0" * 12,
-        name="nobody",
+        name="decoy",
         scopes=("infer",),
         created=datetime.fromtimestamp(0, UTC),
         salt="00" * SALT_BYTES,

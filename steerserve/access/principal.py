@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from .limits import Limits
 
-__all__ = ["ANYONE", "NOBODY", "SCOPES", "Principal", "ScopeName"]
+__all__ = ["ANYONE", "BUILT_IN", "NOBODY", "SCOPES", "SERVER_KEY", "Principal", "ScopeName"]
 
 ScopeName = Literal["infer", "steer", "inspect", "admin"]
 SCOPES: tuple[ScopeName, ...] = get_args(ScopeName)
@@ -26,3 +26,7 @@ class Principal:
 # Where no keys are configured, and on routes that need none where they are.
 ANYONE = Principal("anyone", frozenset(SCOPES))
 NOBODY = Principal("nobody", frozenset())
+# Whoever holds the server's own `--api-key`.
+SERVER_KEY = Principal("api-key", frozenset(SCOPES))
+# The names that no key file gives.
+BUILT_IN = frozenset(one.name for one in (ANYONE, NOBODY, SERVER_KEY))

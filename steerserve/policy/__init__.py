@@ -2,6 +2,16 @@
 
 from .document import Applies, Policy, Watch, parse_policy
 from .folder import PolicyChange, PolicyFolder
+from .known_names import KnownNames
 from .policy_set import PolicySet
 
-__all__ = ["Applies", "Policy", "PolicyChange", "PolicyFolder", "PolicySet", "Watch", "parse_policy"]
+__all__ = [
+    "Applies",
+    "KnownNames",
+    "Policy",
+    "PolicyChange",
+    "PolicyFolder",
+    "PolicySet",
+    "Watch",
+    "parse_policy",
+]

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from steerserve.access.key_file import read_key_file
+from steerserve.access.principal import BUILT_IN
 from steerserve.catalog import Catalog, build_catalog
 from steerserve.config import parse_config
 from steerserve.errors import ConfigError, PolicyError
@@ -20,6 +22,7 @@ from steerserve.spec import Intervention
 from .compiled import check_policies
 from .document import Policy, Watch, parse_policy
 from .files import list_folder, read_file
+from .known_names import KnownNames
 
 __all__ = ["app"]
 
@@ -53,6 +56,13 @@ def check(
     max_interventions: Annotated[
         int, typer.Option(min=1, max=64, help="As the server will be started with.")
     ] = 16,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="A name of the model or of a LoRA. If any is given, policies may name no other."),
+    ] = None,
+    keys: Annotated[
+        Path | None, typer.Option(help="The key file. If given, policies may name no other key.")
+    ] = None,
 ) -> None:
     """Say everything that is wrong with the policies in FOLDER; exit code 1 if anything is.
 
@@ -63,6 +73,7 @@ def check(
     policies, problems = _parse(folder)
     if catalog is not None:
         problems += _against(catalog, policies)
+    problems += _unknown_names(policies, KnownNames(model, None if keys is None else _key_names(keys)))
     console = Console(soft_wrap=True)
     console.print(_table(policies))
     for problem in problems:
@@ -114,6 +125,20 @@ def _against(catalog: Catalog, policies: Sequence[Policy]) -> list[str]:
             problems.append(problem)
     together = _problem(sound, catalog)
     return [*problems, together] if together else problems
+
+
+def _unknown_names(policies: Sequence[Policy], known: KnownNames) -> list[str]:
+    missing = {policy.name: known.missing(policy.applies) for policy in policies}
+    return [
+        f"policy `{name}`: expected names that are known, got {', '.join(map(repr, found))}"
+        for name, found in missing.items()
+        if found
+    ]
+
+
+def _key_names(path: Path) -> set[str]:
+    file, _ = read_key_file(path)
+    return {*BUILT_IN, *(key.name for key in file.keys)}
 
 
 def _problem(policies: Sequence[Policy], catalog: Catalog) -> str | None:

@@ -77,7 +77,14 @@ class Applies(_Strict):
     def match(
         self, model: str | None, route: str | None, scopes: frozenset[str], key: str | None = None
     ) -> bool:
-        """Whether a request is among them. None, or no scopes, is what no limit matches."""
+        """Whether a request is among them. None, or no scopes, is what no limit matches.
+
+        Args:
+            model: the model's name.
+            route: the path it came by; None for an offline engine.
+            scopes: what its key may do; empty for an offline engine.
+            key: its key's name; None for an offline engine, or where no key is asked for.
+        """
         held = scopes if key is None else scopes | {f"key:{key}"}
         return (
             (not self.scopes or not held.isdisjoint(self.scopes))

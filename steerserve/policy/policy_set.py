@@ -1,4 +1,4 @@
-"""All policies in force at one time, and which of them are for a request."""
+"""All policies in force at one time."""
 
 from __future__ import annotations
 
@@ -29,23 +29,6 @@ class PolicySet:
     def version(self) -> str:
         """Identifies every byte of every document."""
         return version_of({name: policy.sha256 for name, policy in self.policies.items()})
-
-    def applying(
-        self, model: str | None, route: str | None, scopes: frozenset[str], key: str | None = None
-    ) -> tuple[Policy, ...]:
-        """The policies for one request, enforced and shadow ones, in the order of their names.
-
-        Args:
-            model: the model's name.
-            route: the path it came by; None for an offline engine.
-            scopes: what its key may do; empty for an offline engine.
-            key: its key's name; None for an offline engine, or where no key is asked for.
-        """
-        return tuple(
-            policy
-            for policy in self.policies.values()
-            if policy.mode != "off" and policy.applies.match(model, route, scopes, key)
-        )
 
 
 def version_of(hashes: Mapping[str, str]) -> str:

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from steerserve.access.keyring import KeyRing
 from steerserve.access.metrics import count_refusal
 from steerserve.access.permission import check_scope
-from steerserve.access.principal import ANYONE, NOBODY, SCOPES, Principal
+from steerserve.access.principal import ANYONE, NOBODY, SERVER_KEY, Principal
 from steerserve.access.rate import RateExceededError, RateLimiter
 from steerserve.access.scopes import required_scope, runs_model
 from steerserve.errors import RequestError, UnauthenticatedError, UnavailableError
@@ -21,11 +21,9 @@ from steerserve.errors import RequestError, UnauthenticatedError, UnavailableErr
 from .refusal import refusal
 from .routing import path_of
 
-__all__ = ["PRINCIPAL", "SERVER_KEY", "GuardState", "KeyGuard", "principal_of"]
+__all__ = ["PRINCIPAL", "GuardState", "KeyGuard", "principal_of"]
 
 PRINCIPAL = "steerserve.principal"
-# Whoever holds the key that the server itself was started with.
-SERVER_KEY = Principal("api-key", frozenset(SCOPES))
 _POLICY_VIOLATION = 1008
 _MAX_REASON_BYTES = 123
 

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from steerserve.access.principal import Principal
 from steerserve.errors import MissingError, ReadOnlyError, RequestError, UnavailableError
-from steerserve.policy import Applies, Policy, PolicyChange, PolicyFolder
+from steerserve.policy import Applies, KnownNames, Policy, PolicyChange, PolicyFolder
 from steerserve.policy.document import MAX_BYTES, Mode
 
 from .guard import principal_of
@@ -36,6 +36,10 @@ class PolicyState(Protocol):
     def policies(self) -> PolicyFolder | None:
         """The folder; None where none is configured."""
 
+    @property
+    def names(self) -> KnownNames:
+        """The names that requests can have now."""
+
     async def record_change(self, change: PolicyChange, principal: Principal | None) -> None:
         """Put a change, and who made it, on the audit log.
 
@@ -52,6 +56,9 @@ class PolicyDocument(BaseModel):
     owner: str
     reason: str
     applies: Applies
+    missing: list[str] = Field(
+        description="names in `applies` that no request can have now: misspelt, or of a LoRA or key to come"
+    )
     etag: str = Field(description="what `If-Match` wants when the policy is changed")
     text: str = Field(description="the document, YAML")
 
@@ -74,6 +81,9 @@ class PolicyChanged(BaseModel):
     old_version: int | None = Field(description="null where there was none, or its document was damaged")
     new_version: int | None = Field(description="null where the policy was deleted")
     mode: Mode | None = Field(description="of the policy now in place; null where it was deleted")
+    missing: list[str] = Field(
+        description="names in `applies` that no request can have now: misspelt, or of a LoRA or key to come"
+    )
     etag: str | None = Field(description="of the policy now in place; null where it was deleted")
 
 
@@ -118,12 +128,12 @@ def add_policy_routes(router: APIRouter, state: PolicyState) -> None:
     @router.get("/policies", response_model=PolicyList, responses=_READ_ERRORS)
     def policies(request: Request) -> Response:
         """The policies in force, and whether the folder holds others that are refused."""
-        return _answer(request, lambda: _list(_folder(state)))
+        return _answer(request, lambda: _list(state))
 
     @router.get("/policies/{name}", response_model=PolicyDocument, responses={200: _ETAG, **_READ_ERRORS})
     def policy(request: Request, name: str) -> Response:
         """One policy in force, with its document and ETag."""
-        return _answer(request, lambda: _show(_folder(state), name))
+        return _answer(request, lambda: _show(state, name))
 
     @router.put(
         "/policies/{name}",
@@ -170,7 +180,10 @@ async def _change(
         return _refused(error, request)
     status = 201 if change.action == "created" else 200
     etag = None if change.new_version is None else f'"{change.sha256}"'
-    return _reply(PolicyChanged(**{**asdict(change), "etag": etag}), etag, status)
+    now = None if change.new_version is None else _folder(state).current().policies.get(change.name)
+    missing = [] if now is None else state.names.missing(now.applies)
+    reply = PolicyChanged(**{**asdict(change), "etag": etag, "missing": missing})
+    return _reply(reply, etag, status)
 
 
 def _refused(error: RequestError, request: Request) -> Response:
@@ -195,21 +208,23 @@ def _folder(state: PolicyState) -> PolicyFolder:
     return state.policies
 
 
-def _list(folder: PolicyFolder) -> Response:
+def _list(state: PolicyState) -> Response:
+    folder, names = _folder(state), state.names
     found = folder.current()
-    data = [_described(policy) for policy in found.policies.values()]
+    data = [_described(policy, names) for policy in found.policies.values()]
     return _reply(PolicyList(version=found.version, problem=folder.problem, data=data))
 
 
-def _show(folder: PolicyFolder, name: str) -> Response:
-    policy = folder.current().policies.get(name)
+def _show(state: PolicyState, name: str) -> Response:
+    policy = _folder(state).current().policies.get(name)
     if policy is None:
         raise MissingError(f"expected the name of a policy in force, got {name[:80]!r}", at=("name",))
-    return _reply(_described(policy), policy.etag)
+    return _reply(_described(policy, state.names), policy.etag)
 
 
-def _described(policy: Policy) -> PolicyDocument:
-    return PolicyDocument.model_validate(policy, from_attributes=True)
+def _described(policy: Policy, names: KnownNames) -> PolicyDocument:
+    own = {name: getattr(policy, name) for name in PolicyDocument.model_fields if name != "missing"}
+    return PolicyDocument(**own, missing=names.missing(policy.applies))
 
 
 async def _document(request: Request) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, get_args
+from typing import Annotated, Literal, get_args
 
 from fastapi import APIRouter, Query
 
@@ -80,7 +80,16 @@ def _health(state: SteeringState) -> Health:
     head = None if state.recorder.log is None else str(state.recorder.log.head)
     if not (state.catalog and state.catalog.sources):
         return Health(status="not_configured", problems=found)
-    return Health(status="degraded" if found else "ok", problems=found, audit_head=head)
+    status: Literal["ok", "degraded"] = "degraded" if found else "ok"
+    return Health(status=status, problems=found, warnings=_warnings(state), audit_head=head)
+
+
+def _warnings(state: SteeringState) -> dict[str, str]:
+    if state.policies is None:
+        return {}
+    names, policies = state.names, state.policies.current().policies.values()
+    missing = {policy.name: names.missing(policy.applies) for policy in policies}
+    return {name: f"nothing is called {', '.join(found)}" for name, found in missing.items() if found}
 
 
 def _catalog_saes(catalog: Catalog | None) -> list[Source]:

@@ -106,6 +106,9 @@ class Health(BaseModel):
     problems: dict[str, str] = Field(
         default_factory=dict, description="what is not as it should be, of `policies`, `keys` and `audit`"
     )
+    warnings: dict[str, str] = Field(
+        default_factory=dict, description="by policy: names that it is limited to, and that nothing has now"
+    )
     audit_head: str | None = Field(
         None, description="where the audit log is, to keep elsewhere for `steerserve audit verify --head`"
     )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from starlette.types import Scope
 
 from steerserve.access.keyring import KeyRing
-from steerserve.access.principal import Principal
+from steerserve.access.principal import BUILT_IN, Principal
 from steerserve.catalog import Catalog
 from steerserve.errors import RequestError
-from steerserve.policy import PolicyChange, PolicyFolder
+from steerserve.policy import KnownNames, PolicyChange, PolicyFolder
 from steerserve.policy.enforcement import Enforcement
 from steerserve.report import Reporter
 
@@ -29,8 +30,8 @@ _LOOK_EVERY = 0.2
 class SteeringState:
     """Filled in when the engine is up; until then, and where nothing is configured, all steering is refused.
 
-    `routes` are the app's routes that carry steering. `keys` and `server_keys` say who may ask, `enforcement`
-    holds the policies, `recorder` the audit log.
+    `routes` are the app's routes that carry steering, `models` the names of the model and its LoRAs now.
+    `keys` and `server_keys` say who may ask, `enforcement` holds the policies, `recorder` the audit log.
     """
 
     catalog: Catalog | None = None
@@ -43,12 +44,20 @@ class SteeringState:
     model: str = ""
     vllm_version: str = ""
     routes: tuple[str, ...] = ()
+    models: Callable[[], Collection[str]] | None = None
     _following: asyncio.Task[None] | None = None
 
     @property
     def policies(self) -> PolicyFolder | None:
         """The folder of policies; None where none is configured."""
         return self.enforcement.folder if self.enforcement is not None else None
+
+    @property
+    def names(self) -> KnownNames:
+        """The names that requests can have now."""
+        models = self.models() if self.models is not None else None
+        keys = self.keys.names if self.keys is not None else ()
+        return KnownNames(models, {*keys, *BUILT_IN})
 
     @property
     def is_guarded(self) -> bool:

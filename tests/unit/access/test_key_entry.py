@@ -26,8 +26,8 @@ def test_two_entries_of_one_key_share_no_hash(key: KeyText) -> None:
     assert one.hash != other.hash
 
 
-@pytest.mark.parametrize("name", ["", "a b", "a\n", "-a", "é", "x" * 129, "a/b"])
-def test_a_name_that_cannot_stand_in_a_log_is_refused(key: KeyText, name: str) -> None:
+@pytest.mark.parametrize("name", ["", "a b", "a\n", "-a", "é", "x" * 129, "a/b", "anyone", "api-key"])
+def test_a_name_that_cannot_stand_in_a_log_or_is_the_servers_own_is_refused(key: KeyText, name: str) -> None:
     with pytest.raises(KeyFileError, match="at name"):
         new_entry(key, name, ("infer",), Limits())
 

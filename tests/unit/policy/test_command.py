@@ -8,12 +8,15 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+from steerserve.access.key_file import change_key_file
+from steerserve.access.key_text import new_key_text
 from steerserve.errors import ConfigError, PolicyError
 from steerserve.policy.command import app
 from steerserve.sae import Direction, Hook, write_direction
 from tests.support.models import D_MODEL
 from tests.support.saes import make_sae
 
+from ..access.conftest import make_entry
 from .documents import document
 
 
@@ -51,6 +54,17 @@ def test_every_bad_document_is_told(home: Path) -> None:
     assert "worse.yaml: expected `version` >= 1, got 0 - at $.version" in done.output
     assert "no-scam.yml: expected one file for each policy" in done.output
     assert "folder.yaml: expected a file" in done.output
+
+
+def test_models_and_keys_that_will_not_be_there_are_told(home: Path, tmp_path: Path) -> None:
+    limits = {"models": ["demo", "dmeo"], "scopes": ["steer", "key:app", "key:api-key", "key:ap"]}
+    (home / "narrow.yaml").write_bytes(document("narrow", applies=limits))
+    keys = tmp_path / "keys.yaml"
+    change_key_file(keys, lambda known: (*known, make_entry(new_key_text(), "app")), create=True)
+    assert run("check", home).exit_code == 0
+    done = run("check", home, "--model", "demo", "--keys", keys)
+    assert done.exit_code == 1
+    assert "policy `narrow`: expected names that are known, got 'key:ap', 'dmeo'" in done.output
 
 
 def test_features_labels_and_units_are_looked_up_in_what_will_be_served(

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from steerserve.policy import Policy, PolicySet, parse_policy
+from steerserve.policy import KnownNames, Policy, PolicySet, parse_policy
 
 from .documents import document
 
@@ -14,10 +14,6 @@ CHAT = "/v1/chat/completions"
 
 def policy(name: str = "p", **changed: Any) -> Policy:
     return parse_policy(f"{name}.yaml", document(name, **changed))
-
-
-def names(policies: PolicySet, *request: Any) -> list[str]:
-    return [found.name for found in policies.applying(*request)]
 
 
 @pytest.mark.parametrize(
@@ -39,8 +35,7 @@ def names(policies: PolicySet, *request: Any) -> list[str]:
     ],
 )
 def test_every_limit_that_is_given_must_match(applies: dict[str, list[str]], applying: bool) -> None:
-    policies = PolicySet.of([policy(applies=applies)])
-    assert names(policies, "demo", CHAT, INFER, "app") == (["p"] if applying else [])
+    assert policy(applies=applies).applies.match("demo", CHAT, INFER, "app") is applying
 
 
 @pytest.mark.parametrize(
@@ -50,19 +45,30 @@ def test_every_limit_that_is_given_must_match(applies: dict[str, list[str]], app
 def test_offline_a_policy_for_some_scopes_or_routes_does_not_apply(
     applies: dict[str, list[str]], applying: bool
 ) -> None:
-    policies = PolicySet.of([policy(applies=applies)])
-    assert bool(policies.applying("demo", None, frozenset())) is applying
+    assert policy(applies=applies).applies.match("demo", None, frozenset()) is applying
 
 
 def test_a_key_named_like_a_scope_holds_no_scope() -> None:
-    policies = PolicySet.of([policy(applies={"scopes": ["admin"]})])
-    assert names(policies, "demo", CHAT, INFER, "admin") == []
+    assert not policy(applies={"scopes": ["admin"]}).applies.match("demo", CHAT, INFER, "admin")
 
 
-def test_shadow_policies_apply_and_those_that_are_off_do_not() -> None:
-    policies = PolicySet.of([policy("c", mode="off"), policy("b", mode="shadow"), policy("a")])
-    assert list(policies.policies) == ["a", "b", "c"]
-    assert names(policies, None, None, frozenset()) == ["a", "b"]
+def test_policies_stand_in_the_order_of_their_names() -> None:
+    assert list(PolicySet.of([policy("c"), policy("b"), policy("a")]).policies) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("names", "missing"),
+    [
+        (KnownNames(), []),
+        (KnownNames(models=["demo"]), ["dmeo"]),
+        (KnownNames(keys=["app"]), ["key:ap"]),
+        (KnownNames(["demo", "dmeo"], ["app", "ap"]), []),
+        (KnownNames([], []), ["key:app", "key:ap", "demo", "dmeo"]),
+    ],
+)
+def test_names_that_no_request_can_have_are_told(names: KnownNames, missing: list[str]) -> None:
+    limits = {"models": ["demo", "dmeo"], "scopes": ["infer", "key:app", "key:ap"], "routes": [CHAT]}
+    assert names.missing(policy(applies=limits).applies) == missing
 
 
 def test_the_version_changes_with_every_byte_and_not_with_the_order() -> None:

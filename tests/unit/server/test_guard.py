@@ -25,10 +25,10 @@ from steerserve.access.key_entry import KeyEntry
 from steerserve.access.key_file import change_key_file
 from steerserve.access.key_text import KeyText
 from steerserve.access.keyring import KeyRing
-from steerserve.access.principal import ANYONE, NOBODY, SCOPES, Principal
+from steerserve.access.principal import ANYONE, NOBODY, SCOPES, SERVER_KEY, Principal
 from steerserve.errors import RequestError
 from steerserve.server import guard
-from steerserve.server.guard import PRINCIPAL, SERVER_KEY, KeyGuard, principal_of
+from steerserve.server.guard import PRINCIPAL, KeyGuard, principal_of
 
 CHEAP = Cost(n=2**10, r=1, p=1)
 SERVER_TEXT = "the-server's-own"

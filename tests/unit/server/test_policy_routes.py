@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from steerserve.access.principal import SCOPES, Principal
 from steerserve.errors import UnavailableError
-from steerserve.policy import PolicyChange, PolicyFolder
+from steerserve.policy import KnownNames, PolicyChange, PolicyFolder
 from steerserve.server.guard import PRINCIPAL
 from steerserve.server.policy_routes import add_policy_routes
 from tests.unit.policy.documents import accept, document
@@ -31,6 +31,7 @@ class State:
     policies: PolicyFolder | None
     audit_is_full: bool = False
     recorded: list[tuple[PolicyChange, Principal | None]] = field(default_factory=list)
+    names: KnownNames = field(default_factory=lambda: KnownNames(["demo"], ["app"]))
 
     async def record_change(self, change: PolicyChange, principal: Principal | None) -> None:
         if self.audit_is_full:
@@ -98,6 +99,7 @@ def test_the_list_shows_every_document_and_what_is_wrong(send: Ask, state: State
         "owner": "safety@example.org",
         "reason": "Ticket 12: never help with scams.",
         "applies": {"scopes": [], "models": [], "routes": []},
+        "missing": [],
         "etag": state.policies.current().policies["no-scam"].etag,
         "text": document().decode(),
     }
@@ -125,6 +127,7 @@ def test_a_policy_is_created_replaced_and_deleted(send: Ask, state: State) -> No
         "old_version": None,
         "new_version": 1,
         "mode": "enforce",
+        "missing": [],
         "etag": created.headers["etag"],
     }
     assert send("GET", f"{POLICIES}/new").headers["etag"] == created.headers["etag"]
@@ -143,6 +146,13 @@ def test_a_policy_is_created_replaced_and_deleted(send: Ask, state: State) -> No
         ("replaced", ALICE),
         ("deleted", ALICE),
     ]
+
+
+def test_names_that_nothing_has_are_told_when_they_are_written_and_when_they_are_read(send: Ask) -> None:
+    limits = {"models": ["demo", "dmeo"], "scopes": ["key:app", "key:ap"]}
+    created = send("PUT", f"{POLICIES}/new", document("new", applies=limits))
+    assert created.json()["missing"] == ["key:ap", "dmeo"]
+    assert send("GET", f"{POLICIES}/new").json()["missing"] == ["key:ap", "dmeo"]
 
 
 def test_what_was_read_before_someone_else_changed_it_is_stale(send: Ask, state: State) -> None:
