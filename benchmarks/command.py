@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-__all__ = ["ERROR", "RESULTS", "leave_on_sigterm", "progress_bar", "publish"]
+__all__ = ["ERROR", "RESULTS", "keep", "leave_on_sigterm", "progress_bar", "publish"]
 
 ERROR = Console(stderr=True, highlight=False, soft_wrap=True)
 RESULTS = Path(__file__).with_name("results")
@@ -30,8 +30,12 @@ def progress_bar() -> Progress:
 
 def publish(results: dict[str, Any], out: Path | None) -> None:
     """Print the results as JSON, and keep them in `out` where that is a file."""
-    text = json.dumps(results, indent=1) + "\n"
-    print(text, end="")
+    print(json.dumps(results, indent=1))
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
+        keep(results, out)
+
+
+def keep(results: dict[str, Any], out: Path) -> None:
+    """Keep the results, or those of a long run so far."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -1,16 +1,17 @@
 """Known features found again: our trainer beside SAELens', same data, steps, batch and seeds; JSON.
 
-python -m benchmarks.recovery
+python -m benchmarks.recovery --part toy --seed 2 --seed 3
+python -m benchmarks.recovery --part synth
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -21,13 +22,14 @@ from steerserve.training.evaluate import evaluate
 from steerserve.training.generated import train_on
 
 from . import synthetic
-from .command import RESULTS, progress_bar, publish
+from .command import RESULTS, keep, progress_bar, publish
 from .machine import load_average, machine
 from .saelens_training import train_saelens
 
 __all__ = ["main"]
 
-_SYNTHETIC = ("batchtopk", "matryoshka")
+SYNTHETIC = ("batchtopk", "matryoshka")
+Part = Literal["toy", "synth"]
 _SYNTHETIC_K = 6
 _HELD_OUT, _HELD_OUT_SEED = 8192, 1_000_003
 _SCORES = ("mmcs", "mcc", "explained_variance", "l0", "dead_fraction")
@@ -79,26 +81,45 @@ def theirs(architecture: str, setup: RecoverySetup) -> list[Side]:
     return [Side("saelens", {"lr": lr, **one}) for one in options[architecture] for lr in (3e-4, matched)]
 
 
-def toy(setup: RecoverySetup, seeds: Sequence[int], advance: Callable[[str], None]) -> list[dict[str, Any]]:
+def toy(
+    setup: RecoverySetup, seeds: Sequence[int], advance: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
     """Recovery of the planted dictionary: for each architecture and side, its settings and mean scores."""
-    rows = []
     for architecture in RECOVERED:
         for side in sides(architecture, setup):
-            started = time.perf_counter()
-            scores = []
-            for seed in seeds:
-                advance(f"{architecture}, {side.name}")
-                scores.append(_toy_scores(architecture, side, replace(setup, seed=seed)))
-            rows.append(
-                {
-                    "architecture": architecture,
-                    "side": side.name,
-                    "settings": dict(side.settings),
-                    **{name: round(mean(one[name] for one in scores), 4) for name in _SCORES},
-                    "seconds": round(time.perf_counter() - started, 1),
-                }
-            )
-    return rows
+            yield _row("toy", architecture, side, setup, seeds, _toy_scores, advance)
+
+
+def synth(
+    setup: RecoverySetup, seeds: Sequence[int], advance: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
+    """The small SynthSAEBench: SAELens' own metrics of both sides."""
+    for architecture in SYNTHETIC:
+        for side in sides(architecture, setup):
+            yield _row("SynthSAEBench", architecture, side, setup, seeds, _synth_scores, advance)
+
+
+def _row(
+    part: str,
+    architecture: str,
+    side: Side,
+    setup: RecoverySetup,
+    seeds: Sequence[int],
+    scores_of: Callable[[str, Side, RecoverySetup], dict[str, float]],
+    advance: Callable[[str], None],
+) -> dict[str, Any]:
+    started, scores = time.perf_counter(), []
+    for seed in seeds:
+        advance(f"{part}, {architecture}, {side.name}, seed {seed}")
+        scores.append(scores_of(architecture, side, replace(setup, seed=seed)))
+    return {
+        "architecture": architecture,
+        "side": side.name,
+        "settings": dict(side.settings),
+        **{name: round(mean(one[name] for one in scores), 4) for name in scores[0]},
+        "by_seed": scores,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
 
 
 def _toy_scores(architecture: str, side: Side, setup: RecoverySetup) -> dict[str, float]:
@@ -127,24 +148,6 @@ def _toy_scores(architecture: str, side: Side, setup: RecoverySetup) -> dict[str
     }
 
 
-def synth(
-    steps: int, batch: int, seeds: Sequence[int], advance: Callable[[str], None]
-) -> list[dict[str, Any]]:
-    """The small SynthSAEBench: SAELens' own metrics of both sides."""
-    setup = RecoverySetup(synthetic.D_IN, synthetic.D_SAE, _SYNTHETIC_K, steps, batch)
-    rows = []
-    for architecture in _SYNTHETIC:
-        for side in sides(architecture, setup):
-            scores = []
-            for seed in seeds:
-                advance(f"SynthSAEBench, {architecture}, {side.name}")
-                scores.append(_synth_scores(architecture, side, replace(setup, seed=seed)))
-            means = {name: round(mean(one[name] for one in scores), 4) for name in scores[0]}
-            row = {"architecture": architecture, "side": side.name, "settings": dict(side.settings)}
-            rows.append({**row, **means})
-    return rows
-
-
 def _synth_scores(architecture: str, side: Side, setup: RecoverySetup) -> dict[str, float]:
     world = synthetic.build_world(setup.seed)
     source = synthetic.batches(world, setup.batch, setup.seed)
@@ -169,47 +172,66 @@ def compared(rows: Sequence[Mapping[str, Any]], scores: Sequence[str]) -> list[d
     found = []
     for name in dict.fromkeys(row["architecture"] for row in rows):
         here = [row for row in rows if row["architecture"] == name]
-        best = max((row for row in here if row["side"] == "saelens"), key=lambda row: row["mcc"])
+        best = max((row for row in here if row["side"] == "saelens"), key=_mcc, default=None)
         own = next(row for row in here if row["side"] == "ours")
-        found.append({"architecture": name, **{s: round(own[s] - best[s], 4) for s in scores}})
+        if best is not None:
+            found.append({"architecture": name, **{s: round(own[s] - best[s], 4) for s in scores}})
     return found
+
+
+def _mcc(row: Mapping[str, Any]) -> float:
+    return float(row["mcc"])
 
 
 def main(
     steps: Annotated[int, typer.Option(min=10, help="Steps of each SAE.")] = 3000,
     batch: Annotated[int, typer.Option(min=2, help="Samples per step.")] = 1024,
     seed: Annotated[list[int] | None, typer.Option(help="May be given several times.")] = None,
-    small: Annotated[bool, typer.Option(help="64 features in 32 dimensions, for a slow machine.")] = False,
-    out: Annotated[Path, typer.Option(help="Where the JSON is kept, besides being printed.")] = (
-        RESULTS / "recovery.json"
-    ),
+    part: Annotated[Part, typer.Option(help="What to recover from.")] = "toy",
+    small: Annotated[bool, typer.Option(help="Toy: 64 features in 32 dimensions.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the JSON is kept; recovery-PART.json if not given.")
+    ] = None,
 ) -> None:
-    """Train every architecture by both trainers on planted features, and count what was found."""
-    torch.set_num_threads(max(1, torch.get_num_threads()))
-    setup = RecoverySetup(steps=steps, batch=batch)
-    if small:
-        setup = replace(setup, d_in=32, features=64, active=3.0)
+    """Train by both trainers on planted features, and count what was found.
+
+    The toy takes an hour with two seeds, SynthSAEBench as long with one; what is done is kept as it goes.
+    """
     seeds, before = seed or [0], load_average()
-    runs = sum(len(sides(name, setup)) for name in (*RECOVERED, *_SYNTHETIC)) * len(seeds)
+    place = out or RESULTS / f"recovery-{part}.json"
+    setup, architectures, rows_of, scores = _parts(steps, batch, small)[part]
+    rows: list[dict[str, Any]] = []
+
+    def results() -> dict[str, Any]:
+        return {
+            "machine": machine(),
+            "load_average": [before, load_average()],
+            "threads": torch.get_num_threads(),
+            "seeds": seeds,
+            "setup": asdict(setup),
+            "rows": rows,
+            "difference": compared(rows, scores),
+        }
+
+    runs = sum(len(sides(name, setup)) for name in architectures) * len(seeds)
     with progress_bar() as bar:
-        task = bar.add_task("recovery", total=runs, detail="")
+        task = bar.add_task(f"recovery, {part}", total=runs, detail="")
+        for row in rows_of(setup, seeds, lambda detail: bar.update(task, advance=1, detail=detail)):
+            rows.append(row)
+            keep(results(), place)
+    publish(results(), place)
 
-        def advance(detail: str) -> None:
-            bar.update(task, advance=1, detail=detail)
 
-        planted = toy(setup, seeds, advance)
-        bench = synth(steps, batch, seeds, advance)
-    results = {
-        "machine": machine(),
-        "load_average": [before, load_average()],
-        "seeds": seeds,
-        "toy": {"setup": asdict(setup), "rows": planted, "difference": compared(planted, _SCORES[:3])},
-        "synth": {
-            "rows": bench,
-            "difference": compared(bench, ("f1", "mcc", "explained_variance", "l0")),
-        },
+def _parts(steps: int, batch: int, small: bool) -> dict[Part, Any]:
+    """By name: the setup, the architectures, what makes the rows, the scores that are compared."""
+    planted = RecoverySetup(steps=steps, batch=batch)
+    if small:
+        planted = replace(planted, d_in=32, features=64, active=3.0)
+    bench = RecoverySetup(synthetic.D_IN, synthetic.D_SAE, _SYNTHETIC_K, steps, batch)
+    return {
+        "toy": (planted, RECOVERED, toy, _SCORES[:3]),
+        "synth": (bench, SYNTHETIC, synth, ("f1", "mcc", "explained_variance", "l0")),
     }
-    publish(results, out)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,9 @@ def train(source: Path, out: Path | None = None, **values: Any) -> None:
     console = Console(stderr=True)
     given = {name: value for name, value in values.items() if value not in (None, [])}
     config = read_config(source, {**given, **({"out": out} if out else {})})
-    for folder, found in zip(config.saes, train_folders(config, console, join_world()), strict=False):
+    with join_world() as world:
+        evaluations = train_folders(config, console, world)
+    for folder, found in zip(config.saes, evaluations, strict=False):
         print(
             f"{folder}: explained variance {found.explained_variance:.3f}, R² {found.r2:.3f}, "
             f"L0 {found.l0:.1f}, dead {found.dead_fraction:.1%} on {found.tokens:,} held-out tokens"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,12 @@ class World:
         self._exchange([numbers], dist.ReduceOp.MAX, 1)
         return numbers.to(tensor.dtype)
 
+    def of_first(self, tensor: Tensor) -> Tensor:
+        """The first process's tensor, in all of them."""
+        if self.size > 1:
+            dist.broadcast(tensor, 0)
+        return tensor
+
     def _exchange(self, tensors: Iterable[Tensor], how: dist.ReduceOp.RedOpType, divisor: int) -> None:
         if self.size == 1:
             return
@@ -56,13 +63,19 @@ class World:
                 tensor.copy_(part.view_as(tensor))
 
 
-def join_world() -> World:
-    """The processes that torchrun started, or this one alone."""
+@contextmanager
+def join_world() -> Iterator[World]:
+    """The processes that torchrun started, or this one alone. A process that is done leaves the others."""
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
-        return World()
+        yield World()
+        return
     if not dist.is_initialized():
         gpu = torch.cuda.is_available()
         if gpu:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         dist.init_process_group("nccl" if gpu else "gloo")
-    return World(dist.get_rank(), dist.get_world_size())
+    try:
+        yield World(dist.get_rank(), dist.get_world_size())
+    finally:
+        # Left to the interpreter's end, its threads abort the process now and then.
+        dist.destroy_process_group()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from steerserve.errors import ConfigError
 from steerserve.sae.architectures import ARCHITECTURES, Architecture, Moment, Step
+from steerserve.sae.architectures.resample import ResampleOptions, missed_directions
 
 from .distributed import World
 from .initial import geometric_median, input_scale
@@ -20,7 +21,8 @@ __all__ = ["Progress", "Report", "Run", "advance_all", "start_runs"]
 
 _MAX_NORM = 1.0
 _REPORT_EVERY = 10
-_ADAM = ("exp_avg", "exp_avg_sq", "step")
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_ADAM = (*_MOMENTS, "step")
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,26 @@ class Run:
             self._optimizer.step()
             self.sae.after_update()
             self._silent.add_(len(x) * self._world.size).masked_fill_(step.fired, 0)
-        self.done += 1
+            self.done += 1
+            if isinstance(options := self.settings.options, ResampleOptions) and options.resamples_after(
+                self.done, self.settings.steps
+            ):
+                self._resample(x)
         return step
+
+    def _resample(self, x: Tensor) -> None:
+        """Let dead features begin anew, in every process alike."""
+        where = (self._silent >= self.settings.patience).nonzero().squeeze(1)[: len(x) // 2]
+        if not 0 < len(where) < self.sae.d_sae:
+            return
+        seed = self.settings.seed * 1_000_003 + self.done
+        directions = self._world.of_first(missed_directions(self.sae, x, len(where), seed))
+        self.sae.resample(where, directions)
+        for name, tensor in self.sae.parameters.items():
+            if name != "b_dec":
+                for key in _MOMENTS:
+                    self._optimizer.state[tensor][key][where] = 0.0
+        self._silent[where] = 0
 
     def _gradients(self, x: Tensor) -> Step:
         settings, world = self.settings, self._world

@@ -14,19 +14,20 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from .base import Export, Moment, Options, Step
+from .base import Export, Moment, Step
 from .linear import LinearEncoder, tied_start
+from .resample import ResampleOptions
 from .saelens_form import saelens_export
 from .select import above
-from .standard import DENSITY
+from .standard import DENSITY, RESTARTED
 
 __all__ = ["Gated", "GatedOptions"]
 
 # The encoder starts this short, and features grow into what they find: more planted ones are found so.
-_ENCODER_START = 0.1
+_ENCODER_START = 0.3
 
 
-class GatedOptions(Options):
+class GatedOptions(ResampleOptions):
     """Settings of a gated SAE."""
 
     l1: Annotated[
@@ -92,6 +93,11 @@ class Gated(LinearEncoder):
         p["bias"].grad = both - entries.sums(d_product)
         loss = squared + missed + rate * gate.sum()
         return self.measured(loss, squared, entries, on)
+
+    def resample(self, where: Tensor, directions: Tensor) -> None:
+        self.restart(where, directions, RESTARTED)
+        for name in ("mag_bias", "mag_scale"):
+            self.parameters[name][where] = 0.0
 
     def encode(self, x: Tensor) -> Tensor:
         return self._magnitude(self.pre(x))

@@ -18,9 +18,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from .base import Export, Moment, Options, Step
+from .base import Export, Moment, Step
 from .entries import Entries
 from .linear import LinearEncoder, tied_start
+from .resample import ResampleOptions
 from .saelens_form import saelens_export
 from .select import above
 from .standard import DENSITY
@@ -32,7 +33,7 @@ _LEAST_THRESHOLD = 1e-6
 _BANDWIDTH = 0.8
 
 
-class JumpReluOptions(Options):
+class JumpReluOptions(ResampleOptions):
     """Settings of a JumpReLU SAE."""
 
     penalty: Annotated[
@@ -164,6 +165,11 @@ class JumpRelu(LinearEncoder):
             assert grad is not None
             grad.index_add_(0, where, part)
         return loss
+
+    def resample(self, where: Tensor, directions: Tensor) -> None:
+        self.restart(where, directions, 1.0)
+        threshold = self.parameters["threshold"]
+        threshold[where] = threshold.median()
 
     def after_update(self) -> None:
         super().after_update()

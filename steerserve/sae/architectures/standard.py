@@ -13,18 +13,21 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from .base import Export, Moment, Options, Step
+from .base import Export, Moment, Step
 from .linear import LinearEncoder, tied_start
+from .resample import ResampleOptions
 from .saelens_form import saelens_export
 from .select import above
 
-__all__ = ["DENSITY", "Standard", "StandardOptions"]
+__all__ = ["DENSITY", "RESTARTED", "Standard", "StandardOptions"]
 
 # Share of kept entries from which dense products are faster than sparse ones; measured at d = 256.
 DENSITY = 0.12
+# Encoder rows of features that begin anew are this long against the others (Bricken et al. 2023).
+RESTARTED = 0.2
 
 
-class StandardOptions(Options):
+class StandardOptions(ResampleOptions):
     """Settings of a standard SAE."""
 
     l1: Annotated[
@@ -71,6 +74,9 @@ class Standard(LinearEncoder):
         self.settle_b_dec()
         loss = squared + rate * (totals @ norms)
         return self.measured(loss, squared, entries, f > 0)
+
+    def resample(self, where: Tensor, directions: Tensor) -> None:
+        self.restart(where, directions, RESTARTED)
 
     def before_update(self) -> None:
         """Norms are free."""

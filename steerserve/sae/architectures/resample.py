@@ -1,0 +1,54 @@
+"""Resampling: dead features begin anew, at what the living ones miss.
+
+    d_j ← r / ‖r‖ for an error r = x − x̂ drawn with probability ∝ ‖r‖⁴;  w_j ∝ d_j, biases 0, Adam forgets
+
+Source: Bricken et al. 2023, "Towards Monosemanticity", appendix "Neuron Resampling". There the rows point
+along x itself, most of which the living features explain already; here along the error.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from .base import Architecture, Options
+
+__all__ = ["ResampleOptions", "missed_directions"]
+
+_TIMES = 60
+_UNTIL = 0.75
+
+
+class ResampleOptions(Options):
+    """Settings of an architecture whose dead features get no gradient of their own."""
+
+    resample_every: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            description="standard, gated, jumprelu: steps between two restarts of the dead features, in the "
+            "first three quarters of the run; 0 for never, a sixtieth of the run if not given.",
+        ),
+    ] = None
+
+    def resamples_after(self, done: int, steps: int) -> bool:
+        """Whether dead features begin anew once `done` of `steps` steps are made."""
+        every = max(1, steps // _TIMES) if self.resample_every is None else self.resample_every
+        return every > 0 and done % every == 0 and done <= _UNTIL * steps
+
+
+def missed_directions(sae: Architecture, x: Tensor, count: int, seed: int) -> Tensor:
+    """Unit directions of what the SAE misses.
+
+    Args: x: [B, d], normalised. count: how many, at most B.
+    Returns: [count, d].
+    """
+    error = x - sae.autoencode(x)[1]
+    weights = error.square().sum(dim=1).square().double().cpu()
+    drawn = torch.multinomial(
+        weights + torch.finfo(torch.float64).tiny, count, generator=torch.Generator().manual_seed(seed)
+    )
+    return torch.nn.functional.normalize(error[drawn.to(x.device)], dim=-1)
