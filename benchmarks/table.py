@@ -18,6 +18,8 @@ from .tables.gpu import gpu_table
 from .tables.harvest import harvest_table
 from .tables.hf import hf_table
 from .tables.million import million_table
+from .tables.policies import admission_table, policies_table
+from .tables.recovery import recovery_table, synthetic_table
 from .tables.serving import serving_table
 from .tables.step import step_table
 from .tables.training import training_table
@@ -34,6 +36,10 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "step": step_table,
     "training": training_table,
     "harvest": harvest_table,
+    "recovery-toy": recovery_table,
+    "recovery-synth": synthetic_table,
+    "admission": admission_table,
+    "policies": policies_table,
 }
 _ABSENT = {"gpu": "Not measured: no GPU at hand."}
 

@@ -28,6 +28,11 @@ with warnings.catch_warnings():
 class Entries(ABC):
     """Places in a [B, F] matrix. Numbers at those places are `values`: [n], or [B, F] and 0 elsewhere."""
 
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """How many places."""
+
     @abstractmethod
     def at(self, per_feature: Tensor) -> Tensor:
         """The number of each entry's feature, in the form of values. Args: per_feature: [F]."""
@@ -85,6 +90,10 @@ class SparseEntries(Entries):
     starts: Tensor
     features: Tensor
     shape: tuple[int, int]
+
+    @property
+    def size(self) -> int:
+        return len(self.features)
 
     @cached_property
     def rows(self) -> Tensor:
@@ -164,10 +173,16 @@ class DenseEntries(Entries):
     Attributes:
         kept: [B, F] bool.
         room: gives a [B, F] float32 buffer, the same for the same name.
+        total: how many places are kept.
     """
 
     kept: Tensor
     room: Callable[[str], Tensor]
+    total: int
+
+    @property
+    def size(self) -> int:
+        return self.total
 
     def at(self, per_feature: Tensor) -> Tensor:
         return per_feature

@@ -18,7 +18,7 @@ import torch
 
 from .heap import push, sort
 
-__all__ = ["column_counts", "count", "gather", "only", "over_rows", "row_heaps", "transpose"]
+__all__ = ["column_counts", "count", "gather", "keep_above", "only", "over_rows", "row_heaps", "transpose"]
 
 # Numbers to look at from which a second thread is worth waking.
 _WORTH_SHARING = 2**20
@@ -68,6 +68,16 @@ def gather(
             if line[j] > bound[j]:
                 columns[at], values[at] = j, line[j]
                 at += 1
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False)
+def keep_above(start: int, stop: int, pre: Any, bound: Any, kept: Any) -> None:  # pragma: no cover - compiled
+    """Into `kept` [B, F] bool, which numbers of `pre` lie above `bound` [F]; the others become zero."""
+    for row in range(start, stop):
+        line, holds = pre[row], kept[row]
+        for j in range(len(line)):
+            holds[j] = line[j] > bound[j]
+            line[j] = line[j] if line[j] > bound[j] else np.float32(0.0)
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)

@@ -78,10 +78,10 @@ def above(
         density: the share of kept entries from which the matrix is the faster form.
     Returns: the places, and the pre-activations there: [n], or [B, F] with zeros elsewhere.
     """
-    if _count_above(pre, bound) <= density * pre.numel():
+    size = _count_above(pre, bound)
+    if size <= density * pre.numel():
         return _sparse_above(pre, bound)
-    entries = DenseEntries(pre > bound, room)
-    return entries, entries.mask(pre)
+    return DenseEntries(_keep_above(pre, bound), room, size), pre
 
 
 def _sampled_bound(flat: Tensor, count: int) -> float:
@@ -98,6 +98,19 @@ def _count_above(pre: Tensor, bound: Tensor) -> int:
     counts = np.empty(pre.shape[0], dtype=np.int64)
     loops.over_rows(loops.count, len(pre), pre.numel(), pre.numpy(), bound.numpy(), counts)
     return int(counts.sum())
+
+
+def _keep_above(pre: Tensor, bound: Tensor) -> Tensor:
+    """[B, F] bool, which entries lie above; the others become zero."""
+    if pre.device.type != "cpu":
+        kept = pre > bound
+        pre.mul_(kept)
+        return kept
+    from . import loops
+
+    kept = torch.empty(pre.shape, dtype=torch.bool)
+    loops.over_rows(loops.keep_above, len(pre), pre.numel(), pre.numpy(), bound.numpy(), kept.numpy())
+    return kept
 
 
 def _sparse_above(pre: Tensor, bound: Tensor) -> tuple[SparseEntries, Tensor]:

@@ -72,8 +72,9 @@ class Standard(LinearEncoder):
         d_pre = entries.correlate(toward, p["decoder"], plus=rate * norms)
         self.send_back(entries, d_pre, centred, toward)
         self.settle_b_dec()
-        loss = squared + rate * (totals @ norms)
-        return self.measured(loss, squared, entries, f > 0)
+        # Whatever is kept is positive: a feature fires where its sum does.
+        l0 = squared.new_tensor(entries.size / len(x))
+        return Step(squared + rate * (totals @ norms), squared, l0, totals > 0)
 
     def resample(self, where: Tensor, directions: Tensor) -> None:
         self.restart(where, directions, RESTARTED)

@@ -148,3 +148,19 @@ def test_every_change_over_http_is_on_record(attacked: Attacked) -> None:
     records = [line for line in verified(attacked.audit) if line["event"] == "policy" and line["principal"]]
     assert {"created", "replaced", "deleted"} <= {line["detail"].split()[0] for line in records}
     assert {line["principal"] for line in records} == {"admin", "all"}
+
+
+def test_a_policy_limited_to_names_that_nothing_has_is_told_everywhere(attacked: Attacked) -> None:
+    limits = {"models": ["tiny", "tyny"], "scopes": ["key:user", "key:usr"]}
+    text = policy("tide", 1, applies=limits, interventions=[NOTHING])
+    http, where = attacked.server.http, "/v1/steering/policies/tide"
+    put = http.put(where, content=text, headers={"content-type": "application/yaml"})
+    try:
+        assert put.json()["missing"] == ["key:usr", "tyny"]
+        assert http.get(where).json()["missing"] == ["key:usr", "tyny"]
+        health = http.get("/v1/steering/health").json()
+        assert health["status"] == "ok"
+        assert health["warnings"] == {"tide": "nothing is called key:usr, tyny"}
+    finally:
+        _delete(attacked)
+    assert http.get("/v1/steering/health").json()["warnings"] == {}
