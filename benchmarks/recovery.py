@@ -6,8 +6,9 @@ python -m benchmarks.recovery --part synth
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -44,7 +45,7 @@ class Side:
 
 
 def sides(architecture: str, setup: RecoverySetup) -> list[Side]:
-    """Ours with one setting, SAELens' with several: its documented ones, and ours in its own units.
+    """Ours with one setting, SAELens' with several: its documented learning rate, and ours in its own units.
 
     SAELens scales inputs to a mean norm of √d, where we scale to 1: a penalty of ours is √d (L1) or d (L0)
     times as large in its units, a bandwidth or a threshold √d.
@@ -78,40 +79,20 @@ def theirs(architecture: str, setup: RecoverySetup) -> list[Side]:
             {"l0_coefficient": 1.0, "jumprelu_bandwidth": 1.0, "jumprelu_init_threshold": 0.1},
         ],
     }
-    return [Side("saelens", {"lr": lr, **one}) for one in options[architecture] for lr in (3e-4, matched)]
+    first, *others = options[architecture]
+    documented = {"lr": 3e-4, **first}
+    return [Side("saelens", one) for one in (documented, *({"lr": matched, **o} for o in (first, *others)))]
 
 
-def toy(
-    setup: RecoverySetup, seeds: Sequence[int], advance: Callable[[str], None]
-) -> Iterator[dict[str, Any]]:
-    """Recovery of the planted dictionary: for each architecture and side, its settings and mean scores."""
-    for architecture in RECOVERED:
-        for side in sides(architecture, setup):
-            yield _row("toy", architecture, side, setup, seeds, _toy_scores, advance)
-
-
-def synth(
-    setup: RecoverySetup, seeds: Sequence[int], advance: Callable[[str], None]
-) -> Iterator[dict[str, Any]]:
-    """The small SynthSAEBench: SAELens' own metrics of both sides."""
-    for architecture in SYNTHETIC:
-        for side in sides(architecture, setup):
-            yield _row("SynthSAEBench", architecture, side, setup, seeds, _synth_scores, advance)
+Scores = Callable[[str, Side, RecoverySetup], dict[str, float]]
 
 
 def _row(
-    part: str,
-    architecture: str,
-    side: Side,
-    setup: RecoverySetup,
-    seeds: Sequence[int],
-    scores_of: Callable[[str, Side, RecoverySetup], dict[str, float]],
-    advance: Callable[[str], None],
+    architecture: str, side: Side, setup: RecoverySetup, seeds: Sequence[int], scores_of: Scores
 ) -> dict[str, Any]:
-    started, scores = time.perf_counter(), []
-    for seed in seeds:
-        advance(f"{part}, {architecture}, {side.name}, seed {seed}")
-        scores.append(scores_of(architecture, side, replace(setup, seed=seed)))
+    """A side's settings and its mean scores."""
+    started = time.perf_counter()
+    scores = [scores_of(architecture, side, replace(setup, seed=seed)) for seed in seeds]
     return {
         "architecture": architecture,
         "side": side.name,
@@ -123,6 +104,7 @@ def _row(
 
 
 def _toy_scores(architecture: str, side: Side, setup: RecoverySetup) -> dict[str, float]:
+    """How much of the planted dictionary was recovered."""
     if side.name == "ours":
         found = recover(architecture, setup, options=side.settings)
         return {name: getattr(found, name) for name in _SCORES}
@@ -149,6 +131,7 @@ def _toy_scores(architecture: str, side: Side, setup: RecoverySetup) -> dict[str
 
 
 def _synth_scores(architecture: str, side: Side, setup: RecoverySetup) -> dict[str, float]:
+    """SAELens' own metrics of a side on the small SynthSAEBench."""
     world = synthetic.build_world(setup.seed)
     source = synthetic.batches(world, setup.batch, setup.seed)
     if side.name == "ours":
@@ -195,42 +178,50 @@ def main(
 ) -> None:
     """Train by both trainers on planted features, and count what was found.
 
-    The toy takes an hour with two seeds, SynthSAEBench as long with one; what is done is kept as it goes.
+    The toy takes an hour with two seeds, SynthSAEBench as long with one. Every row is kept when it is done,
+    and the command goes on behind those that the file holds already; rows of other settings are dropped.
     """
     seeds, before = seed or [0], load_average()
     place = out or RESULTS / f"recovery-{part}.json"
-    setup, architectures, rows_of, scores = _parts(steps, batch, small)[part]
-    rows: list[dict[str, Any]] = []
+    setup, architectures, scores_of, compared_by = _parts(steps, batch, small)[part]
+    fixed = {"machine": machine(), "threads": torch.get_num_threads(), "seeds": seeds, "setup": asdict(setup)}
+    known, rows = _kept(place, fixed), list[dict[str, Any]]()
 
     def results() -> dict[str, Any]:
-        return {
-            "machine": machine(),
-            "load_average": [before, load_average()],
-            "threads": torch.get_num_threads(),
-            "seeds": seeds,
-            "setup": asdict(setup),
-            "rows": rows,
-            "difference": compared(rows, scores),
-        }
+        loads = {"load_average": [before, load_average()]}
+        return {**fixed, **loads, "rows": rows, "difference": compared(rows, compared_by)}
 
-    runs = sum(len(sides(name, setup)) for name in architectures) * len(seeds)
+    work = [(name, side) for name in architectures for side in sides(name, setup)]
     with progress_bar() as bar:
-        task = bar.add_task(f"recovery, {part}", total=runs, detail="")
-        for row in rows_of(setup, seeds, lambda detail: bar.update(task, advance=1, detail=detail)):
-            rows.append(row)
+        task = bar.add_task(f"recovery, {part}", total=len(work), detail="")
+        for name, side in work:
+            bar.update(task, advance=1, detail=f"{name}, {side.name}")
+            settings = json.loads(json.dumps(dict(side.settings)))
+            row = known.get(json.dumps([name, side.name, settings]))
+            rows.append(row or _row(name, side, setup, seeds, scores_of))
             keep(results(), place)
     publish(results(), place)
 
 
-def _parts(steps: int, batch: int, small: bool) -> dict[Part, Any]:
-    """By name: the setup, the architectures, what makes the rows, the scores that are compared."""
+def _kept(place: Path, fixed: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rows of an earlier call for the same, by what they are of."""
+    if not place.exists():
+        return {}
+    found = json.loads(place.read_text(encoding="utf-8"))
+    if any(found.get(name) != value for name, value in fixed.items()):
+        return {}
+    return {json.dumps([row["architecture"], row["side"], row["settings"]]): row for row in found["rows"]}
+
+
+def _parts(steps: int, batch: int, small: bool) -> dict[Part, tuple[Any, ...]]:
+    """By name: the setup, the architectures, what scores them, the scores that are compared."""
     planted = RecoverySetup(steps=steps, batch=batch)
     if small:
         planted = replace(planted, d_in=32, features=64, active=3.0)
     bench = RecoverySetup(synthetic.D_IN, synthetic.D_SAE, _SYNTHETIC_K, steps, batch)
     return {
-        "toy": (planted, RECOVERED, toy, _SCORES[:3]),
-        "synth": (bench, SYNTHETIC, synth, ("f1", "mcc", "explained_variance", "l0")),
+        "toy": (planted, RECOVERED, _toy_scores, _SCORES[:3]),
+        "synth": (bench, SYNTHETIC, _synth_scores, ("f1", "mcc", "explained_variance", "l0")),
     }
 
 

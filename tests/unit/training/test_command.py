@@ -27,6 +27,7 @@ from steerserve.training.shards import ShardReader
 from steerserve.training.state import done_steps
 
 from .conftest import Harvest
+from .processes import torchrun
 from .test_trainer import FEATURES, D, planted, settings
 
 
@@ -179,8 +180,8 @@ def test_two_processes_train_what_one_would(harvest: Harvest, tmp_path: Path) ->
     config = _config(tmp_path / "run.yaml", harvest(planted(5000)[0]).folder, **settings)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(_process(config, str(tmp_path / "one")), check=True, env=environment)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([*torchrun, *_process(config, str(tmp_path / "two"))[1:]], check=True, env=environment)
+    said = torchrun(*_process(config, str(tmp_path / "two"))[1:])
+    assert (tmp_path / "two").exists(), said
     one, two = _weights(tmp_path / "one"), _weights(tmp_path / "two")
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=2e-3, rtol=2e-3)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +13,8 @@ from steerserve.sae.architectures.resample import missed_directions
 from steerserve.training.distributed import World
 from steerserve.training.run import Run
 from steerserve.training.settings import TrainSettings, parse_settings
+
+from .processes import torchrun
 
 D, F, BATCH, STEPS = 16, 24, 64, 40
 RESAMPLED = ("standard", "gated", "jumprelu")
@@ -107,8 +107,8 @@ def test_where_all_features_are_dead_none_begins_anew() -> None:
 
 @pytest.mark.slow
 def test_processes_that_share_a_run_begin_the_same_features_anew(tmp_path: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([*torchrun, "-m", "tests.unit.training.replicas", str(tmp_path)], check=True)
+    said = torchrun("-m", "tests.unit.training.replicas", str(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"], said
     one, two = ((tmp_path / rank).read_text() for rank in "01")
     assert one == two
     assert one.endswith("True")
