@@ -30,7 +30,8 @@ class Carried:
     under, None where none are configured. `principal` sent it. `seconds` is what parsing and compiling took.
     Admission fills in the rest: `admitted` counts the engine requests that took a plan: zero after the reply
     began means that the route never reached admission, and that the reply must not pass for a steered one.
-    `merged` is what they took; `refused` is why admission did not take one.
+    `merged` is what they took; `refused` is why admission did not take one. `model` is the first name of the
+    model, or its LoRA's, that they were for; None until then.
     """
 
     spec: SteeringSpec | None = None
@@ -43,6 +44,7 @@ class Carried:
     admitted: int = 0
     merged: Merged = field(default_factory=lambda: Merged(None))
     refused: RequestError | None = None
+    model: str | None = None
 
     def check(self, own: Plan, catalog: Catalog) -> None:
         """Hold what the request itself asks for to what its key may.

@@ -131,12 +131,14 @@ def _admit(processor: Any, extra: dict[str, Any], request_id: str, lora: Any) ->
     """What the request's own steering and the policies in force make of it, and the name of its report."""
     carried, catalog = CARRIED.get(), getattr(processor, _CATALOG)
     enforcement: Enforcement | None = getattr(processor, _ENFORCEMENT)
+    models = (lora.lora_name,) if lora is not None else getattr(processor, _MODELS)
+    if carried is not None:
+        carried.model = models[0]
     own, ticket = _own(extra, carried, catalog, request_id)
     if enforcement is None:
         return Merged(own), ticket
     known = carried.in_force if carried is not None else None
     in_force = known if known is not None else enforcement.current()
-    models = (lora.lora_name,) if lora is not None else getattr(processor, _MODELS)
     merged = in_force.merge(own, replace(carried.caller if carried is not None else Caller(), models=models))
     if carried is not None and merged.policies:
         ticket = carried.ticket

@@ -65,17 +65,14 @@ class Recorder:
         if self.log is None or not carried.admitted:
             return
         outcome: Outcome = "aborted" if aborted(carried.merged, tally) else "ok"
-        try:
-            await self.log.written(self._record(scope, carried, outcome, tally, status=200))
-        except AuditError as error:
-            logger.error("A request is not on record: %s", error)
-            if self._strict and carried.merged.enforced:
-                message = "expected to audit this request, and could not"
-                raise UnavailableError(message, at=(), reason="audit") from error
+        problem = await self._write(self._record(scope, carried, outcome, tally, status=200))
+        if problem is not None and self._strict and carried.merged.enforced:
+            message = "expected to audit this request, and could not"
+            raise UnavailableError(message, at=(), reason="audit") from problem
 
     async def refused(self, scope: Scope, carried: Carried, error: RequestError) -> None:
         """A request was refused before the engine saw it."""
-        await self._try(
+        await self._write(
             self._record(scope, carried, "refused", None, status=error.status, reason=error.reason)
         )
 
@@ -84,21 +81,16 @@ class Recorder:
         if reply.asked and not reply.refused:
             return
         if carried.refused is not None:
-            error = carried.refused
-            await self._try(
-                self._record(scope, carried, "refused", None, status=error.status, reason=error.reason)
-            )
+            await self.refused(scope, carried, carried.refused)
         elif carried.admitted or carried.own is not None:
             outcome: Outcome = "refused" if reply.refused else "left" if not reply.finished else "failed"
-            await self._try(self._record(scope, carried, outcome, None, status=reply.status))
+            await self._write(self._record(scope, carried, outcome, None, status=reply.status))
 
     async def changed(self, change: PolicyChange, principal: Principal | None) -> None:
         """A policy was changed over HTTP.
 
         Raises: UnavailableError if that cannot be recorded.
         """
-        if self.log is None:
-            return
         version = change.new_version or change.old_version or 0
         record = Record(
             event="policy",
@@ -106,10 +98,9 @@ class Recorder:
             policies=(PolicyUse(name=change.name, version=version, mode=change.mode or "off"),),
             detail=f"{change.action} {change.old_version} -> {change.new_version}, sha256 {change.sha256}",
         )
-        try:
-            await self.log.written(record)
-        except AuditError as error:
-            raise UnavailableError(str(error), at=(), reason="audit") from error
+        problem = await self._write(record)
+        if problem is not None:
+            raise UnavailableError(str(problem), at=(), reason="audit") from problem
 
     def denied(self, scope: Scope, error: RequestError) -> None:
         """A request was turned away at the door; nobody waits until that is written."""
@@ -145,13 +136,16 @@ class Recorder:
         if self.log is not None:
             self.log.close()
 
-    async def _try(self, record: Record) -> None:
+    async def _write(self, record: Record) -> AuditError | None:
+        """Returns: why it is not on record; None where it is, or need not be."""
         if self.log is None:
-            return
+            return None
         try:
             await self.log.written(record)
         except AuditError as error:
-            logger.error("A request is not on record: %s", error)
+            logger.error("The audit log lacks a %s: %s", record.event, error)
+            return error
+        return None
 
     def _record(
         self,
@@ -172,6 +166,7 @@ class Recorder:
             trace_id=trace_id_of(headers.get("traceparent")),
             principal=principal_of(scope).name,
             route=path_of(scope),
+            model=carried.model,
             outcome=outcome,
             status=status,
             reason=reason,

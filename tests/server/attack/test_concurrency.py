@@ -141,7 +141,7 @@ def _is_on_record(attacked: Attacked, replies: list[httpx.Response]) -> None:
         line = records[f"churn-{number}"]
         said = {(entry["name"], entry["version"]) for entry in reply.json()["steering"]["policies"]}
         assert {(entry["name"], entry["version"]) for entry in line["policies"]} == said
-        assert (line["outcome"], line["principal"]) == ("ok", "user")
+        assert (line["outcome"], line["principal"], line["model"]) == ("ok", "user", "tiny")
 
 
 def test_every_change_over_http_is_on_record(attacked: Attacked) -> None:
