@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from steerserve.access.key_text import new_key_text
 from steerserve.access.limits import Limits
 from steerserve.access.principal import SCOPES, ScopeName
 from tests.server import conftest as plain
-from tests.server.conftest import VLLM_SERVE, Server
+from tests.server.conftest import Server
 from tests.support.models import make_model
 from tests.support.saes import make_sae
 
@@ -80,8 +81,8 @@ def policy(name: str, version: int = 1, mode: str = "enforce", **fields: Any) ->
 
 
 @contextmanager
-def start(folder: Path) -> Iterator[Attacked]:
-    """Start the server, and end it."""
+def start(folder: Path, *options: str) -> Iterator[Attacked]:
+    """Start the server, and end it. Args: options: further words of its command line."""
     folders = {name: folder / name for name in ("policies", "audit")}
     for path in folders.values():
         path.mkdir()
@@ -90,7 +91,7 @@ def start(folder: Path) -> Iterator[Attacked]:
     port, log = plain._free_port(), folder / "log"
     with log.open("wb") as out:
         process = subprocess.Popen(
-            _command(folder, port),
+            [*_command(folder, port), *options],
             cwd=ROOT,
             stdout=out,
             stderr=out,
@@ -144,7 +145,6 @@ def _command(folder: Path, port: int) -> list[str]:
         "audit": {"folder": str(folder / "audit")},
     }
     flags = {
-        "model": str(model),
         "served-model-name": "tiny",
         "host": "127.0.0.1",
         "port": str(port),
@@ -156,7 +156,8 @@ def _command(folder: Path, port: int) -> list[str]:
         "additional-config": json.dumps({"steerserve": config}),
     }
     words = [word for name, value in flags.items() for word in (f"--{name}", value)]
-    return [*VLLM_SERVE, *words, "--enforce-eager", "--enable-scale-out", "--enable-request-id-headers"]
+    serve = [sys.executable, "-m", "steerserve_vllm.vllm_command", "serve", str(model)]
+    return [*serve, *words, "--enforce-eager", "--enable-scale-out", "--enable-request-id-headers"]
 
 
 def _environment() -> dict[str, str]:
