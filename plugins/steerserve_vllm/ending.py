@@ -122,6 +122,8 @@ def _wrap_update_from_output(original: Callable[..., Any]) -> Callable[..., Any]
         if not aborts:
             return original(self, scheduler_output, model_runner_output)
         ends = list(_ends(self, model_runner_output, aborts))
+        for request, position in ends:
+            _forget_from(self.kv_cache_manager, request.request_id, position)
         heard = [r for r, position in ends if _cut(model_runner_output, r, position)]
         silent = [r for r, _ in ends if r not in heard]
         last = [(r.client_index, _last_output(self, r)) for r in silent]
@@ -144,6 +146,16 @@ def _ends(scheduler: Any, output: Any, aborts: Mapping[str, int]) -> Iterator[tu
         request = scheduler.requests.get(request_id)
         if request is not None and not request.is_finished() and position < _standing(output, request):
             yield request, position
+
+
+def _forget_from(manager: Any, request_id: str, position: int) -> None:
+    """Take the request's blocks from this position on out of the prefix cache, while they are its own.
+
+    What ended this request would not be asked about tokens that another one reads from there.
+    """
+    groups = manager.kv_cache_config.kv_cache_groups
+    for group, blocks in zip(groups, manager.get_block_ids(request_id), strict=True):
+        manager.evict_blocks(set(blocks[position // group.kv_cache_spec.block_size :]))
 
 
 def _sampled(output: Any, request: Any) -> list[int]:

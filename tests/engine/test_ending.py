@@ -72,6 +72,14 @@ def counter(engine: Engine, name: str) -> float:
 
 @both_runners(OPTIONS)
 class TestEnding:
+    def test_what_was_computed_from_there_on_is_read_from_the_cache_by_nobody(self, engine: Engine) -> None:
+        fire(engine, t=[60])
+        assert is_ended(one(engine, LONG))
+        again = generate(engine, [(LONG, params("another"))])[0]
+        assert not is_ended(again.outputs[0])
+        # Of the 96 tokens that were computed, those of the blocks before the one that position 60 lies in.
+        assert again.num_cached_tokens == 32
+
     @combination("ending a request", "chunked prefill")
     @pytest.mark.parametrize(("position", "computed"), [(0, 48), (20, 48), (60, 96), (100, 101)])
     def test_a_fire_in_the_prompt_delivers_nothing_and_the_rest_of_the_prompt_is_not_computed(
