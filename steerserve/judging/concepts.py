@@ -50,7 +50,8 @@ class Concept:
         label: its name.
         feature: the latent with the best F1 on the half that chooses.
         latent, probe: that latent and a linear probe, on the held-out half, token by token.
-        latent_text, probe_text: the same on whole texts: the mean of f, and of the stream.
+        text_feature: the latent whose mean over a text has the best F1, on the half that chooses.
+        latent_text, probe_text: that latent and a probe on whole texts: the mean of f, and of the stream.
         latents: how many latents reach an F1 of 0.3 by themselves, on the half that chooses.
         main: the latents a k-sparse probe needs (SAEBench's split features).
     """
@@ -59,6 +60,7 @@ class Concept:
     feature: int
     latent: Detection
     probe: Detection
+    text_feature: int
     latent_text: Detection
     probe_text: Detection
     latents: int
@@ -138,12 +140,13 @@ def _judge(choose: Half, measure: Half, f1: Tensor, at: int, label: str) -> Conc
     truth, held_truth = choose.label == at, measure.label == at
     text_truth, held_text_truth = choose.text_label == at, measure.text_label == at
     feature = candidates[0]
-    text_feature = int(_mean_difference(choose.pooled, text_truth).argmax())
+    text_feature = _best_of_texts(choose.pooled, text_truth)
     return Concept(
         label=label,
         feature=feature,
         latent=_detection(own[:, 0], truth, held[:, 0], held_truth),
         probe=_detection(choose.scores[:, at], truth, measure.scores[:, at], held_truth),
+        text_feature=text_feature,
         latent_text=_detection(
             choose.pooled[:, text_feature], text_truth, measure.pooled[:, text_feature], held_text_truth
         ),
@@ -159,6 +162,13 @@ def _balanced_sample(truth: Tensor) -> Tensor:
     """Evenly spaced tokens, at most 4,096 of those inside a concept and as many outside."""
     parts = [(truth == side).nonzero()[:, 0] for side in (True, False)]
     return torch.cat([part[:: -(-len(part) // SPARSE_TOKENS) or 1] for part in parts])
+
+
+def _best_of_texts(pooled: Tensor, truth: Tensor) -> int:
+    """The latent with the best F1 of those whose means differ most. Args: pooled: [T, F]. truth: [T] bool."""
+    difference = _mean_difference(pooled, truth)
+    tried: list[int] = difference.topk(min(CANDIDATES, len(difference))).indices.tolist()
+    return max(tried, key=lambda j: f1_at(pooled[:, j], truth, best_threshold(pooled[:, j], truth)))
 
 
 def _mean_difference(pooled: Tensor, truth: Tensor) -> Tensor:
