@@ -12,7 +12,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from steerserve.access.key_file import read_key_file
-from steerserve.access.principal import BUILT_IN
 from steerserve.catalog import Catalog, build_catalog
 from steerserve.config import parse_config
 from steerserve.errors import ConfigError, PolicyError
@@ -128,17 +127,15 @@ def _against(catalog: Catalog, policies: Sequence[Policy]) -> list[str]:
 
 
 def _unknown_names(policies: Sequence[Policy], known: KnownNames) -> list[str]:
-    missing = {policy.name: known.missing(policy.applies) for policy in policies}
     return [
-        f"policy `{name}`: expected names that are known, got {', '.join(map(repr, found))}"
-        for name, found in missing.items()
-        if found
+        f"policy `{name}`: expected names that are known, got {', '.join(map(repr, missing))}"
+        for name, missing in known.missing_by_policy(policies).items()
     ]
 
 
-def _key_names(path: Path) -> set[str]:
+def _key_names(path: Path) -> list[str]:
     file, _ = read_key_file(path)
-    return {*BUILT_IN, *(key.name for key in file.keys)}
+    return [key.name for key in file.keys]
 
 
 def _problem(policies: Sequence[Policy], catalog: Catalog) -> str | None:

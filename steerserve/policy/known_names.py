@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from .document import Applies
+from steerserve.access.principal import BUILT_IN
+
+from .document import Applies, Policy
 
 __all__ = ["KnownNames"]
 
@@ -15,7 +17,8 @@ _KEY = "key:"
 @dataclass(frozen=True)
 class KnownNames:
     """Attributes:
-    models: of the model and its LoRAs; None if they are not known. keys: of the keys, likewise.
+    models: of the model and its LoRAs; None if they are not known. keys: of the key file's keys, likewise;
+        the server's own principals are always known.
     """
 
     models: Collection[str] | None = None
@@ -23,9 +26,13 @@ class KnownNames:
 
     def missing(self, applies: Applies) -> list[str]:
         """The entries that no request can match now: misspelt, or of a LoRA or key that is still to come."""
-        scopes = (
-            [scope for scope in applies.scopes if scope.startswith(_KEY)] if self.keys is not None else []
-        )
-        keys = [scope for scope in scopes if scope.removeprefix(_KEY) not in (self.keys or ())]
-        models = applies.models if self.models is not None else []
-        return [*keys, *(model for model in models if model not in (self.models or ()))]
+        keys = [scope.removeprefix(_KEY) for scope in applies.scopes if scope.startswith(_KEY)]
+        return [
+            *(_KEY + key for key in keys if self.keys is not None and key not in {*self.keys, *BUILT_IN}),
+            *(model for model in applies.models if self.models is not None and model not in self.models),
+        ]
+
+    def missing_by_policy(self, policies: Iterable[Policy]) -> dict[str, list[str]]:
+        """Those entries of each policy that has any, by its name."""
+        found = {policy.name: self.missing(policy.applies) for policy in policies}
+        return {name: missing for name, missing in found.items() if missing}

@@ -28,6 +28,13 @@ _YAML_TYPES = ("application/yaml", "application/x-yaml", "text/yaml", "text/x-ya
 IfMatch = Annotated[str | None, Header(description="the ETag of the policy that is changed, or `*`")]
 IfNoneMatch = Annotated[str | None, Header(description="`*` to create a policy and never replace one")]
 
+Missing = Annotated[
+    list[str],
+    Field(
+        description="names in `applies` that no request can have now: misspelt, or of a LoRA or key to come"
+    ),
+]
+
 
 class PolicyState(Protocol):
     """What these routes need to know."""
@@ -56,9 +63,7 @@ class PolicyDocument(BaseModel):
     owner: str
     reason: str
     applies: Applies
-    missing: list[str] = Field(
-        description="names in `applies` that no request can have now: misspelt, or of a LoRA or key to come"
-    )
+    missing: Missing
     etag: str = Field(description="what `If-Match` wants when the policy is changed")
     text: str = Field(description="the document, YAML")
 
@@ -81,9 +86,7 @@ class PolicyChanged(BaseModel):
     old_version: int | None = Field(description="null where there was none, or its document was damaged")
     new_version: int | None = Field(description="null where the policy was deleted")
     mode: Mode | None = Field(description="of the policy now in place; null where it was deleted")
-    missing: list[str] = Field(
-        description="names in `applies` that no request can have now: misspelt, or of a LoRA or key to come"
-    )
+    missing: Missing
     etag: str | None = Field(description="of the policy now in place; null where it was deleted")
 
 

@@ -87,9 +87,8 @@ def _health(state: SteeringState) -> Health:
 def _warnings(state: SteeringState) -> dict[str, str]:
     if state.policies is None:
         return {}
-    names, policies = state.names, state.policies.current().policies.values()
-    missing = {policy.name: names.missing(policy.applies) for policy in policies}
-    return {name: f"nothing is called {', '.join(found)}" for name, found in missing.items() if found}
+    missing = state.names.missing_by_policy(state.policies.current().policies.values())
+    return {name: f"nothing is called {', '.join(found)}" for name, found in missing.items()}
 
 
 def _catalog_saes(catalog: Catalog | None) -> list[Source]:

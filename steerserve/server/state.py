@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from starlette.types import Scope
 
 from steerserve.access.keyring import KeyRing
-from steerserve.access.principal import BUILT_IN, Principal
+from steerserve.access.principal import Principal
 from steerserve.catalog import Catalog
 from steerserve.errors import RequestError
 from steerserve.policy import KnownNames, PolicyChange, PolicyFolder
@@ -56,8 +56,7 @@ class SteeringState:
     def names(self) -> KnownNames:
         """The names that requests can have now."""
         models = self.models() if self.models is not None else None
-        keys = self.keys.names if self.keys is not None else ()
-        return KnownNames(models, {*keys, *BUILT_IN})
+        return KnownNames(models, self.keys.names if self.keys is not None else ())
 
     @property
     def is_guarded(self) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from steerserve.errors import ConfigError
 from steerserve.sae.architectures import ARCHITECTURES, Architecture, Moment, Step
-from steerserve.sae.architectures.resample import ResampleOptions, missed_directions
+from steerserve.sae.architectures.resample import ResampledEncoder, missed_directions
 
 from .distributed import World
 from .initial import geometric_median, input_scale
@@ -78,21 +78,21 @@ class Run:
             self.sae.after_update()
             self._silent.add_(len(x) * self._world.size).masked_fill_(step.fired, 0)
             self.done += 1
-            if isinstance(options := self.settings.options, ResampleOptions) and options.resamples_after(
-                self.done, self.settings.steps
-            ):
-                self._resample(x)
+            if isinstance(self.sae, ResampledEncoder):
+                self._resample(self.sae, x)
         return step
 
-    def _resample(self, x: Tensor) -> None:
-        """Let dead features begin anew, in every process alike."""
+    def _resample(self, sae: ResampledEncoder, x: Tensor) -> None:
+        """Where it is time, let dead features begin anew, in every process alike."""
+        if not sae.options.resamples_after(self.done, self.settings.steps):
+            return
         where = (self._silent >= self.settings.patience).nonzero().squeeze(1)[: len(x) // 2]
-        if not 0 < len(where) < self.sae.d_sae:
+        if not 0 < len(where) < sae.d_sae:
             return
         seed = self.settings.seed * 1_000_003 + self.done
-        directions = self._world.of_first(missed_directions(self.sae, x, len(where), seed))
-        self.sae.resample(where, directions)
-        for name, tensor in self.sae.parameters.items():
+        directions = self._world.of_first(missed_directions(sae, x, len(where), seed))
+        sae.resample(where, directions)
+        for name, tensor in sae.parameters.items():
             if name != "b_dec":
                 for key in _MOMENTS:
                     self._optimizer.state[tensor][key][where] = 0.0

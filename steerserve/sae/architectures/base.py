@@ -132,13 +132,6 @@ class Architecture(ABC):
         f = self.encode(x)
         return f, self.decode(f)
 
-    def resample(self, where: Tensor, directions: Tensor) -> None:
-        """Let features begin anew, for architectures with `ResampleOptions`.
-
-        Args: where: [n] int64, not all of them. directions: [n, d] unit rows, what the SAE misses.
-        """
-        raise NotImplementedError(f"{self.name} revives dead features by its loss")
-
     def before_update(self) -> None:
         """Change the gradients, once they are complete: by default, keep decoder rows on the unit sphere."""
         remove_parallel(self.parameters["decoder"])

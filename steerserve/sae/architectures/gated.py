@@ -15,11 +15,11 @@ from pydantic import Field
 from torch import Tensor
 
 from .base import Export, Moment, Step
-from .linear import LinearEncoder, tied_start
-from .resample import ResampleOptions
+from .linear import tied_start
+from .resample import ResampledEncoder, ResampleOptions
 from .saelens_form import saelens_export
 from .select import above
-from .standard import DENSITY, RESTARTED
+from .standard import DENSITY
 
 __all__ = ["Gated", "GatedOptions"]
 
@@ -38,7 +38,7 @@ class GatedOptions(ResampleOptions):
         return 2 * super().default_lr(d_sae)
 
 
-class Gated(LinearEncoder):
+class Gated(ResampledEncoder):
     """See the module; `bias` [F] is b_gate, `mag_bias` [F] b_mag, and `mag_scale` [F] r_mag."""
 
     name: ClassVar[str] = "gated"
@@ -95,7 +95,7 @@ class Gated(LinearEncoder):
         return self.measured(loss, squared, entries, on)
 
     def resample(self, where: Tensor, directions: Tensor) -> None:
-        self.restart(where, directions, RESTARTED)
+        super().resample(where, directions)
         for name in ("mag_bias", "mag_scale"):
             self.parameters[name][where] = 0.0
 

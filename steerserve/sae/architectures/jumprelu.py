@@ -20,8 +20,8 @@ from torch import Tensor
 
 from .base import Export, Moment, Step
 from .entries import Entries
-from .linear import LinearEncoder, tied_start
-from .resample import ResampleOptions
+from .linear import tied_start
+from .resample import ResampledEncoder, ResampleOptions
 from .saelens_form import saelens_export
 from .select import above
 from .standard import DENSITY
@@ -60,10 +60,12 @@ class JumpReluOptions(ResampleOptions):
         return 0.0, 0.999
 
 
-class JumpRelu(LinearEncoder):
+class JumpRelu(ResampledEncoder):
     """See the module; the parameter `threshold` [F] is θ."""
 
     name: ClassVar[str] = "jumprelu"
+    # A feature that begins below its threshold would stay dead.
+    restarted: ClassVar[float] = 1.0
     Options = JumpReluOptions
 
     @classmethod
@@ -167,7 +169,7 @@ class JumpRelu(LinearEncoder):
         return loss
 
     def resample(self, where: Tensor, directions: Tensor) -> None:
-        self.restart(where, directions, 1.0)
+        super().resample(where, directions)
         threshold = self.parameters["threshold"]
         threshold[where] = threshold.median()
 

@@ -64,18 +64,6 @@ class LinearEncoder(Architecture):
         assert b_dec is not None
         b_dec.sub_(bias @ p["encoder"])
 
-    def restart(self, where: Tensor, directions: Tensor, length: float) -> None:
-        """Let features begin anew; see `resample`.
-
-        Args: where: [n] int64, not all of them. directions: [n, d], unit. length: of the encoder rows, as a
-            multiple of the others' mean.
-        """
-        p = self.parameters
-        others = torch.ones(self.d_sae, dtype=torch.bool, device=where.device).index_fill_(0, where, False)
-        for name, size in (("decoder", 1.0), ("encoder", length)):
-            p[name][where] = directions * (size * p[name][others].norm(dim=-1).mean())
-        p["bias"][where] = 0.0
-
     def measured(self, loss: Tensor, squared: Tensor, entries: Entries, active: Tensor) -> Step:
         """The step's record. Args: active: bool, in the form of values: which entries fire."""
         counts = entries.count(active)

@@ -8,15 +8,16 @@ along x itself, most of which the living features explain already; here along th
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from .base import Architecture, Options
+from .linear import LinearEncoder
 
-__all__ = ["ResampleOptions", "missed_directions"]
+__all__ = ["ResampleOptions", "ResampledEncoder", "missed_directions"]
 
 _TIMES = 60
 _UNTIL = 0.75
@@ -38,6 +39,23 @@ class ResampleOptions(Options):
         """Whether dead features begin anew once `done` of `steps` steps are made."""
         every = max(1, steps // _TIMES) if self.resample_every is None else self.resample_every
         return every > 0 and done % every == 0 and done <= _UNTIL * steps
+
+
+class ResampledEncoder(LinearEncoder):
+    """A linear encoder whose dead features begin anew; its options are `ResampleOptions`.
+
+    Attributes: restarted: the length of new encoder rows against the others' mean; Bricken et al.'s.
+    """
+
+    restarted: ClassVar[float] = 0.2
+
+    def resample(self, where: Tensor, directions: Tensor) -> None:
+        """Let features begin anew. Args: where: [n] int64, not all of them. directions: [n, d], unit rows."""
+        p = self.parameters
+        others = torch.ones(self.d_sae, dtype=torch.bool, device=where.device).index_fill_(0, where, False)
+        for name, size in (("decoder", 1.0), ("encoder", self.restarted)):
+            p[name][where] = directions * (size * p[name][others].norm(dim=-1).mean())
+        p["bias"][where] = 0.0
 
 
 def missed_directions(sae: Architecture, x: Tensor, count: int, seed: int) -> Tensor:

@@ -14,17 +14,15 @@ from pydantic import Field
 from torch import Tensor
 
 from .base import Export, Moment, Step
-from .linear import LinearEncoder, tied_start
-from .resample import ResampleOptions
+from .linear import tied_start
+from .resample import ResampledEncoder, ResampleOptions
 from .saelens_form import saelens_export
 from .select import above
 
-__all__ = ["DENSITY", "RESTARTED", "Standard", "StandardOptions"]
+__all__ = ["DENSITY", "Standard", "StandardOptions"]
 
 # Share of kept entries from which dense products are faster than sparse ones; measured at d = 256.
 DENSITY = 0.12
-# Encoder rows of features that begin anew are this long against the others (Bricken et al. 2023).
-RESTARTED = 0.2
 
 
 class StandardOptions(ResampleOptions):
@@ -38,7 +36,7 @@ class StandardOptions(ResampleOptions):
         return 2 * super().default_lr(d_sae)
 
 
-class Standard(LinearEncoder):
+class Standard(ResampledEncoder):
     """See the module."""
 
     name: ClassVar[str] = "standard"
@@ -75,9 +73,6 @@ class Standard(LinearEncoder):
         # Whatever is kept is positive: a feature fires where its sum does.
         l0 = squared.new_tensor(entries.size / len(x))
         return Step(squared + rate * (totals @ norms), squared, l0, totals > 0)
-
-    def resample(self, where: Tensor, directions: Tensor) -> None:
-        self.restart(where, directions, RESTARTED)
 
     def before_update(self) -> None:
         """Norms are free."""

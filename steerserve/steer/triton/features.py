@@ -54,27 +54,7 @@ def features(
 ) -> tl.tensor:
     """[K] f of the `n` rows of a slot at one token. Args: base: the slot's first row, of all rows."""
     used = row < n
-    p = params + (base + row) * _PARAMS
-    z = _encoded(own, addend, addend_at, encoder + base * WIDTH, n, row, WIDTH, CHUNK, BLOCK)
-    z += tl.load(p + _BIAS, mask=used, other=0.0)
-    value = tl.load(p + _SCALE, mask=used, other=0.0) * z + tl.load(p + _SHIFT, mask=used, other=0.0)
-    value = tl.maximum(value, tl.load(p + _FLOOR, mask=used, other=0.0), propagate_nan=_ALL_NAN)
-    return tl.where(z > tl.load(p + _THRESHOLD, mask=used, other=0.0), value, 0.0)
-
-
-@triton.jit
-def _encoded(
-    own: tl.tensor,
-    addend: tl.tensor,
-    addend_at: tl.tensor,
-    encoder: tl.tensor,
-    n: tl.tensor,
-    row: tl.tensor,
-    WIDTH: tl.constexpr,
-    CHUNK: tl.constexpr,
-    BLOCK: tl.constexpr,
-) -> tl.tensor:
-    """[K] the rows' dot products with x = own + addend."""
+    p, rows = params + (base + row) * _PARAMS, encoder + base * WIDTH
     z = (row * 0).to(tl.float32)
     for first in range(0, n, CHUNK):
         i = first + tl.arange(0, CHUNK)
@@ -85,10 +65,13 @@ def _encoded(
             x = tl.load(own + at, mask=inside, other=0.0).to(tl.float32)
             if addend is not None:
                 x += tl.load(addend + addend_at + at, mask=inside, other=0.0).to(tl.float32)
-            weights = encoder + i[:, None] * WIDTH + at[None, :]
+            weights = rows + i[:, None] * WIDTH + at[None, :]
             dots += tl.load(weights, mask=(i < n)[:, None] & inside[None, :], other=0.0) * x[None, :]
         z = _placed(tl.sum(dots, axis=1), first, z, row, CHUNK)
-    return z
+    z += tl.load(p + _BIAS, mask=used, other=0.0)
+    value = tl.load(p + _SCALE, mask=used, other=0.0) * z + tl.load(p + _SHIFT, mask=used, other=0.0)
+    value = tl.maximum(value, tl.load(p + _FLOOR, mask=used, other=0.0), propagate_nan=_ALL_NAN)
+    return tl.where(z > tl.load(p + _THRESHOLD, mask=used, other=0.0), value, 0.0)
 
 
 @triton.jit
