@@ -15,6 +15,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .products import linear_into, mixed, weighed
+
 __all__ = ["DenseEntries", "Entries", "SparseEntries"]
 
 with warnings.catch_warnings():
@@ -188,21 +190,18 @@ class DenseEntries(Entries):
         return per_feature
 
     def decode(self, values: Tensor, decoder: Tensor) -> Tensor:
-        return values @ decoder
+        return mixed(values, decoder)
 
     def correlate(
         self, toward: Tensor, decoder: Tensor, plus: Tensor | None = None, into: str = "gradient"
     ) -> Tensor:
-        out = self.room(into)
-        if plus is None:
-            return self.mask(torch.mm(toward, decoder.T, out=out))
-        return self.mask(torch.addmm(plus, toward, decoder.T, out=out))
+        return self.mask(linear_into(self.room(into), toward, decoder, plus))
 
     def blank(self, name: str) -> Tensor:
         return self.room(name)
 
     def weigh(self, values: Tensor, inputs: Tensor) -> Tensor:
-        return values.T @ inputs
+        return weighed(values, inputs)
 
     def sums(self, values: Tensor) -> Tensor:
         return values.sum(0)

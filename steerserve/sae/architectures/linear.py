@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .base import Architecture, Step
 from .entries import Entries
+from .products import linear_into
 
 __all__ = ["LinearEncoder", "tied_start"]
 
@@ -39,7 +40,7 @@ class LinearEncoder(Architecture):
         """The same in a buffer that the next call overwrites. Args: centred: [B, d], x − b_dec."""
         p, out = self.parameters, self.scratch("pre", centred)
         if self.precision == torch.float32:
-            return torch.addmm(p["bias"], centred, p["encoder"].T, out=out)
+            return linear_into(out, centred, p["encoder"], p["bias"])
         product = centred.to(self.precision) @ p["encoder"].T.to(self.precision)
         return torch.add(product, p["bias"], out=out)
 

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from .base import Architecture, Export, Moment, Options, Step
 from .linear import tied_start
+from .products import linear_into, mixed, weighed
 from .saelens_form import saelens_export
 
 __all__ = ["VaEase", "VaEaseOptions"]
@@ -98,15 +99,15 @@ class VaEase(Architecture):
         latents = self._sample(centred, moment)
         passed = self.scratch("passed", x)
         torch.sub(1, latents.sigma, out=passed).mul_(latents.z)
-        error = (passed @ p["decoder"]).add_(p["b_dec"]).sub_(x)
+        error = mixed(passed, p["decoder"]).add_(p["b_dec"]).sub_(x)
         squared, log_gamma = error.square().sum() / count, _GAMMA_RATE * p["log_gamma"][0]
         toward = error * (2 / count / log_gamma.exp())
-        p["decoder"].grad = passed.T @ toward
+        p["decoder"].grad = weighed(passed, toward)
         p["b_dec"].grad = toward.sum(0)
         divergence, counts = latents.divergence() / count, (latents.sigma < 0.5).sum(0)
         d_mu, d_s = self._to_heads(latents, toward, moment.warmth / count)
         for weight, bias, part in (("encoder", "bias", d_mu), ("gate", "gate_bias", d_s)):
-            p[weight].grad, total = part.T @ centred, part.sum(0)
+            p[weight].grad, total = weighed(part, centred), part.sum(0)
             p[bias].grad = total
             # x enters both heads as x − b_dec.
             p["b_dec"].grad.sub_(total @ p[weight])
@@ -126,7 +127,7 @@ class VaEase(Architecture):
     def _product(self, name: str, weight: str, bias: str, centred: Tensor) -> Tensor:
         p, out = self.parameters, self.scratch(name, centred)
         if self.precision == torch.float32:
-            return torch.addmm(p[bias], centred, p[weight].T, out=out)
+            return linear_into(out, centred, p[weight], p[bias])
         return torch.add(centred.to(self.precision) @ p[weight].T.to(self.precision), p[bias], out=out)
 
     def _to_heads(self, latents: _Latents, toward: Tensor, rate: float) -> tuple[Tensor, Tensor]:
@@ -136,7 +137,7 @@ class VaEase(Architecture):
         ∂σ = g((1 − σ)ε − z) + rate·(2σ − 2/σ), and ∂s = −σ(1 − σ)·∂σ.
         """
         mu, sigma, noise, z = latents.mu, latents.sigma, latents.noise, latents.z
-        g = torch.mm(toward, self.parameters["decoder"].T, out=self.scratch("passed", toward))
+        g = linear_into(self.scratch("passed", toward), toward, self.parameters["decoder"])
         open_ = 1 - sigma
         d_mu = mu.mul_(2 * rate).addcmul_(g, open_)
         d_sigma = noise.mul_(open_).sub_(z).mul_(g)
