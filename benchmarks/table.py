@@ -19,6 +19,7 @@ from .tables.harvest import harvest_table
 from .tables.hf import hf_table
 from .tables.million import million_table
 from .tables.policies import admission_table, policies_table
+from .tables.products import products_table
 from .tables.recovery import recovery_table, synthetic_table
 from .tables.serving import serving_table
 from .tables.step import step_table
@@ -34,6 +35,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "million": million_table,
     "gpu": gpu_table,
     "step": step_table,
+    "products": products_table,
     "training": training_table,
     "harvest": harvest_table,
     "recovery-toy": recovery_table,

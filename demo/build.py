@@ -22,18 +22,17 @@ from demo.cards import make_cards
 from demo.corpus.documents import labelled_documents, tokenise
 from demo.evaluate import write_results
 from demo.steer import prepare_environment
-from demo.zoo import LAYERS, build_zoo
+from demo.zoo import LAYER, LAYERS, build_zoo
 from steerserve.config import HarvestConfig
 from steerserve.training.command import train_folder
 from steerserve.training.settings import parse_settings
 
-LAYER = 3
 DOCUMENTS = 2500
 # The harvest's documents are not the model's: a feature should be found in text that was not learnt by heart.
 DOCUMENTS_SEED = 3_000_003
 HELD_OUT = 65_536
 SETTINGS = parse_settings(
-    {"d_sae": 2048, "k": 31, "tokens": 8_000_000, "batch_size": 2048, "lr": 2e-3, "held_out": HELD_OUT}
+    {"d_sae": 2048, "k": 31, "tokens": 16_000_000, "batch_size": 2048, "lr": 2e-3, "held_out": HELD_OUT}
 )
 
 

@@ -167,7 +167,7 @@ measures again and writes this page.
 | `sae/` | the SAE in SAELens' layout, `manifest.json` with labels, `stats.safetensors` with each maximum |
 | `{features}` | for each domain its features with their scores, the clamp to use, and what to ablate |
 | `results.json` | the table below |
-| `zoo/` | untuned SAEs to open, serve and compare: six architectures at layer 3, BatchTopK at the rest |
+| `zoo/` | untuned SAEs to open, serve and compare: six architectures there, BatchTopK at every other layer |
 
 The SAE has {d_sae} features. On held-out tokens: explained variance {ev}, R² {r2}, L0 {l0}, dead {dead}.
 

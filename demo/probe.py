@@ -20,8 +20,8 @@ from demo.corpus.documents import NONE, labelled_documents, tokenise
 from demo.corpus.labeller import label
 from demo.corpus.sentences import ALL_DOMAINS, DOMAINS
 from demo.prompts import NEUTRAL_PROMPTS
+from demo.zoo import LAYER
 
-LAYER = 3
 PROBE_SEED = 2_000_003
 
 

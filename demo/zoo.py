@@ -15,9 +15,11 @@ from steerserve.training.command import train_folders
 from steerserve.training.config import TrainConfig
 from steerserve.training.settings import TrainSettings, parse_settings
 
-__all__ = ["LAYERS", "build_zoo", "settings_of"]
+__all__ = ["LAYER", "LAYERS", "build_zoo", "settings_of"]
 
-LAYERS = (0, 1, 2, 4, 5)
+# Where the demo's SAE reads the stream, and the other layers.
+LAYER = 4
+LAYERS = (0, 1, 2, 3, 5)
 _COMMON: dict[str, Any] = {
     "d_sae": 512,
     "tokens": 2_000_000,

@@ -48,17 +48,17 @@ def aux_loss(acts: Tensor, decoder: Tensor, error: Tensor, dead: Tensor, weight:
 
 
 def add_aux_gradients(
-    sae: LinearEncoder, pre: Tensor, centred: Tensor, error: Tensor, dead: Tensor, weight: float
+    sae: LinearEncoder, centred: Tensor, error: Tensor, dead: Tensor, weight: float
 ) -> Tensor:
     """Add the gradients of `aux_loss` to those of encoder, bias and decoder.
 
-    Args: pre: [B, F] pre-activations. centred: [B, d]. error: [B, d], x̂ − x: the other sign. weight: α.
+    Args: centred: [B, d]. error: [B, d], x̂ − x: the other sign. weight: α.
     Returns: the loss, 0-d.
     """
     p = sae.parameters
     where = dead.nonzero().squeeze(1)
     loss, d_acts, d_decoder = aux_gradients(
-        pre.index_select(1, where).relu_(), p["decoder"][where], error, dead, weight
+        sae.pre_of(where, centred).relu_(), p["decoder"][where], error, dead, weight
     )
     for name, part in (
         ("decoder", d_decoder),

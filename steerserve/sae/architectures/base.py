@@ -68,6 +68,11 @@ class Step:
     l0: Tensor
     fired: Tensor
 
+    @classmethod
+    def of(cls, loss: Tensor, squared_error: Tensor, counts: Tensor, tokens: int) -> Step:
+        """With l0 and fired from how often each feature fired. Args: counts: [F]. tokens: B."""
+        return cls(loss, squared_error, counts.sum() / tokens, counts > 0)
+
 
 @dataclass(frozen=True)
 class Export:
@@ -163,6 +168,13 @@ class Architecture(ABC):
         self._scratch.clear()
         return self
 
+    def grad(self, name: str) -> Tensor:
+        """The gradient of a parameter to be written: the buffer of the last step, not zeroed."""
+        parameter = self.parameters[name]
+        if parameter.grad is None:
+            parameter.grad = torch.empty_like(parameter)
+        return parameter.grad
+
     def room(self, x: Tensor) -> Callable[[str], Tensor]:
         """`scratch` for the size of one batch."""
         return lambda name: self.scratch(name, x)
@@ -183,7 +195,8 @@ def remove_parallel(rows: Tensor) -> None:
     """
     grad = rows.grad
     assert grad is not None
-    grad.sub_((grad * rows).sum(-1, keepdim=True) * rows)
+    along = torch.einsum("fd,fd->f", grad, rows)
+    grad.addcmul_(along.unsqueeze(1), rows, value=-1)
 
 
 def to_unit_rows(rows: Tensor) -> None:

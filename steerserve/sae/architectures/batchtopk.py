@@ -14,8 +14,9 @@ from torch import Tensor
 
 from .auxk import AuxKOptions
 from .base import Export
-from .entries import Entries
+from .entries import SparseEntries
 from .linear import tied_start
+from .products import Parts
 from .saelens_form import saelens_export
 from .select import batch_top_k
 from .topk import TopK
@@ -38,8 +39,8 @@ class BatchTopK(TopK):
         zeros = {name: torch.zeros((), dtype=torch.float64) for name in ("seen", "threshold")}
         return cls(tied_start(d_sae, b_dec, seed), options, zeros)
 
-    def select(self, pre: Tensor) -> tuple[Entries, Tensor]:
-        return batch_top_k(pre, self.options.k * len(pre))
+    def select(self, pre: Parts) -> tuple[SparseEntries, Tensor]:
+        return batch_top_k(pre, self.options.k * pre.shape[0])
 
     def keep(self, acts: Tensor) -> Tensor:
         count = min(self.options.k * len(acts), acts.numel())

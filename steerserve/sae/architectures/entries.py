@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .products import linear_into, mixed, weighed
+from .products import linear, mixed, weighed
 
 __all__ = ["DenseEntries", "Entries", "SparseEntries"]
 
@@ -59,8 +59,8 @@ class Entries(ABC):
         """Room for values, not filled; where they are a matrix, the same room for the same name."""
 
     @abstractmethod
-    def weigh(self, values: Tensor, inputs: Tensor) -> Tensor:
-        """valuesᵀ @ inputs. Args: inputs: [B, d]. Returns: [F, d]."""
+    def weigh(self, values: Tensor, inputs: Tensor, out: Tensor) -> Tensor:
+        """valuesᵀ @ inputs, written into `out` [F, d] and returned. Args: inputs: [B, d]."""
 
     @abstractmethod
     def sums(self, values: Tensor) -> Tensor:
@@ -132,9 +132,10 @@ class SparseEntries(Entries):
     def blank(self, name: str) -> Tensor:
         return torch.empty(len(self.features), device=self.features.device)
 
-    def weigh(self, values: Tensor, inputs: Tensor) -> Tensor:
+    def weigh(self, values: Tensor, inputs: Tensor, out: Tensor) -> Tensor:
         order, starts, rows = self._by_feature
-        return _csr(starts, rows, values[order], (self.shape[1], self.shape[0])) @ inputs
+        matrix = _csr(starts, rows, values[order], (self.shape[1], self.shape[0]))
+        return torch.addmm(out, matrix, inputs, beta=0, out=out)
 
     def sums(self, values: Tensor) -> Tensor:
         return values.new_zeros(self.shape[1]).index_add_(0, self.features, values)
@@ -195,13 +196,16 @@ class DenseEntries(Entries):
     def correlate(
         self, toward: Tensor, decoder: Tensor, plus: Tensor | None = None, into: str = "gradient"
     ) -> Tensor:
-        return self.mask(linear_into(self.room(into), toward, decoder, plus))
+        out = self.room(into)
+        for rows, part in linear(toward, decoder, plus):
+            _only(part, self.kept[rows], out[rows])
+        return out
 
     def blank(self, name: str) -> Tensor:
         return self.room(name)
 
-    def weigh(self, values: Tensor, inputs: Tensor) -> Tensor:
-        return weighed(values, inputs)
+    def weigh(self, values: Tensor, inputs: Tensor, out: Tensor) -> Tensor:
+        return weighed(values, inputs, out)
 
     def sums(self, values: Tensor) -> Tensor:
         return values.sum(0)
@@ -210,13 +214,7 @@ class DenseEntries(Entries):
         return self.only(values, self.kept)
 
     def only(self, values: Tensor, which: Tensor) -> Tensor:
-        # torch multiplies floats by bools at an eighth of the speed, and sums bools slower still.
-        if values.device.type != "cpu":
-            return values.mul_(which)
-        from . import loops
-
-        loops.over_rows(loops.only, len(values), values.numel(), values.numpy(), which.numpy())
-        return values
+        return _only(values, which, values)
 
     def count(self, which: Tensor) -> Tensor:
         if which.device.type != "cpu":
@@ -226,6 +224,17 @@ class DenseEntries(Entries):
         counts = torch.zeros(which.shape[1], dtype=torch.int64)
         loops.column_counts(which.numpy(), counts.numpy())
         return counts
+
+
+def _only(values: Tensor, which: Tensor, out: Tensor) -> Tensor:
+    """Values where `which` holds and zeros elsewhere, [rows, F], written into `out` and returned."""
+    # torch multiplies floats by bools at an eighth of the speed, and sums bools slower still.
+    if values.device.type != "cpu":
+        return torch.mul(values, which, out=out)
+    from . import loops
+
+    loops.over_rows(loops.only, len(values), values.numel(), values.numpy(), which.numpy(), out.numpy())
+    return out
 
 
 def _csr(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:

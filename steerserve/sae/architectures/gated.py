@@ -68,8 +68,8 @@ class Gated(ResampledEncoder):
     @torch.no_grad()
     def step(self, x: Tensor, moment: Moment) -> Step:
         p, centred = self.parameters, x - self.parameters["b_dec"]
-        pre = self.pre_in_place(centred)
-        entries, gate = above(pre, torch.zeros_like(p["bias"]), self.room(x), DENSITY)
+        zero = torch.zeros_like(p["bias"])
+        entries, gate = above(self.pre_parts(centred), zero, self.room(x), DENSITY)
         stretch = entries.at(p["mag_scale"].exp())
         product = torch.sub(gate, entries.at(p["bias"]), out=entries.blank("product"))
         f = torch.mul(product, stretch, out=entries.blank("f")).add_(entries.at(p["mag_bias"]))
@@ -78,7 +78,7 @@ class Gated(ResampledEncoder):
         error, squared = self.reconstruct(x, entries, f)
         frozen, missed = self.reconstruct(x, entries, gate)
         toward, toward_frozen = error * (2 / len(x)), frozen * (2 / len(x))
-        p["decoder"].grad = entries.weigh(f, toward)
+        entries.weigh(f, toward, self.grad("decoder"))
         d_magnitude = entries.only(entries.correlate(toward, p["decoder"], into="magnitude"), on)
         p["mag_bias"].grad = entries.sums(d_magnitude)
         d_product = d_magnitude.mul_(stretch)
@@ -92,7 +92,7 @@ class Gated(ResampledEncoder):
         self.settle_b_dec()
         p["bias"].grad = both - entries.sums(d_product)
         loss = squared + missed + rate * gate.sum()
-        return self.measured(loss, squared, entries, on)
+        return Step.of(loss, squared, entries.count(on), len(x))
 
     def resample(self, where: Tensor, directions: Tensor) -> None:
         super().resample(where, directions)

@@ -106,15 +106,15 @@ class JumpRelu(ResampledEncoder):
     @torch.no_grad()
     def step(self, x: Tensor, moment: Moment) -> Step:
         p, centred = self.parameters, x - self.parameters["b_dec"]
-        pre = self.pre_in_place(centred)
-        revived = None if not moment.any_dead else self._revival(pre, centred, moment.dead)
-        entries, z = above(pre, p["threshold"] - self.bandwidth / 2, self.room(x), DENSITY)
+        revived = None if not moment.any_dead else self._revival(centred, moment.dead)
+        edge = p["threshold"] - self.bandwidth / 2
+        entries, z = above(self.pre_parts(centred), edge, self.room(x), DENSITY)
         theta = entries.at(p["threshold"])
         on = z > theta
         f = entries.mask(entries.only(entries.blank("f").copy_(z), on))
         error, squared = self.reconstruct(x, entries, f)
         toward = error * (2 / len(x))
-        p["decoder"].grad = entries.weigh(f, toward)
+        entries.weigh(f, toward, self.grad("decoder"))
         d_f = entries.correlate(toward, p["decoder"])
         counts = entries.count(on & (z != 0))
         penalty, d_step = self._add_penalty(entries, f, d_f, counts, len(x), moment)
@@ -126,7 +126,7 @@ class JumpRelu(ResampledEncoder):
         if revived is not None:
             loss = loss + self._add_revival(moment.dead, *revived)
         self.settle_b_dec()
-        return Step(loss, squared, counts.sum() / len(x), counts > 0)
+        return Step.of(loss, squared, counts, len(x))
 
     def _add_penalty(
         self, entries: Entries, f: Tensor, d_f: Tensor, counts: Tensor, rows: int, moment: Moment
@@ -149,11 +149,11 @@ class JumpRelu(ResampledEncoder):
         d_f.add_(slope * entries.at(norms))
         return rate * bent.sum() / rows, 0.0
 
-    def _revival(self, pre: Tensor, centred: Tensor, dead: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _revival(self, centred: Tensor, dead: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The loss that lifts dead features, and its gradients: of encoder rows, biases and thresholds."""
         where = dead.nonzero().squeeze(1)
-        gap = self.parameters["threshold"][where] - pre.index_select(1, where)
-        rate = self.options.revive / len(pre)
+        gap = self.parameters["threshold"][where] - self.pre_of(where, centred)
+        rate = self.options.revive / len(centred)
         below = (gap > 0).to(gap.dtype).mul_(rate)
         lifted = below.sum(0)
         return rate * gap.relu_().sum(), -(below.T @ centred), -lifted, lifted

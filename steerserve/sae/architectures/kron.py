@@ -120,19 +120,20 @@ class Kron(Architecture):
         error = entries.decode(f, p["decoder"]).add_(p["b_dec"]).sub_(x)
         squared = error.square().sum() / len(x)
         toward = error * (2 / len(x))
-        p["decoder"].grad = entries.weigh(f, toward)
+        entries.weigh(f, toward, self.grad("decoder"))
         half = entries.correlate(toward, p["decoder"]).mul_(f).mul_(0.5)
         for side, factor, columns in zip(_SIDES, (u, v), self._places(entries.features), strict=True):
             kept = SparseEntries(entries.starts, columns, (len(x), factor.shape[1]))
             d_factor = half / factor[entries.rows.long(), columns.long()].clamp_(min=FLOOR)
-            p[side].grad, p[f"{side}_bias"].grad = kept.weigh(d_factor, centred), kept.sums(d_factor)
+            kept.weigh(d_factor, centred, self.grad(side))
+            p[f"{side}_bias"].grad = kept.sums(d_factor)
         loss = squared if not moment.any_dead else squared + self._revive(u, v, centred, error, moment.dead)
         p["b_dec"].grad = toward.sum(0)
         for side in _SIDES:
             # x enters the encoder as x − b_dec.
             p["b_dec"].grad.sub_(_grad(p[f"{side}_bias"]) @ p[side])
         counts = entries.count(f > 0)
-        return Step(loss, squared, counts.sum() / len(x), counts > 0)
+        return Step.of(loss, squared, counts, len(x))
 
     def _places(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Which columns of u and v make these features."""

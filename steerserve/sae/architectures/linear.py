@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import Architecture, Step
+from .base import Architecture
 from .entries import Entries
-from .products import linear_into
+from .products import Parts, linear
 
 __all__ = ["LinearEncoder", "tied_start"]
 
@@ -36,13 +36,15 @@ class LinearEncoder(Architecture):
         p = self.parameters
         return (x - p["b_dec"]) @ p["encoder"].T + p["bias"]
 
-    def pre_in_place(self, centred: Tensor) -> Tensor:
-        """The same in a buffer that the next call overwrites. Args: centred: [B, d], x − b_dec."""
-        p, out = self.parameters, self.scratch("pre", centred)
-        if self.precision == torch.float32:
-            return linear_into(out, centred, p["encoder"], p["bias"])
-        product = centred.to(self.precision) @ p["encoder"].T.to(self.precision)
-        return torch.add(product, p["bias"], out=out)
+    def pre_parts(self, centred: Tensor) -> Parts:
+        """The same some rows at a time: the whole matrix is never there. Args: centred: [B, d], x − b_dec."""
+        p = self.parameters
+        return linear(centred, p["encoder"], p["bias"], self.precision)
+
+    def pre_of(self, where: Tensor, centred: Tensor) -> Tensor:
+        """[B, n], those of a few features. Args: where: [n] int64. centred: [B, d]."""
+        p = self.parameters
+        return torch.addmm(p["bias"][where], centred, p["encoder"][where].T)
 
     def send_back(self, entries: Entries, d_pre: Tensor, centred: Tensor, toward: Tensor) -> None:
         """Set the gradients of encoder, bias and b_dec.
@@ -50,7 +52,7 @@ class LinearEncoder(Architecture):
         Args: d_pre: the loss's gradient at the kept pre-activations. toward: [B, d], at the reconstruction.
         """
         p = self.parameters
-        p["encoder"].grad = entries.weigh(d_pre, centred)
+        entries.weigh(d_pre, centred, self.grad("encoder"))
         p["bias"].grad = entries.sums(d_pre)
         p["b_dec"].grad = toward.sum(0)
 
@@ -64,12 +66,6 @@ class LinearEncoder(Architecture):
         assert bias is not None
         assert b_dec is not None
         b_dec.sub_(bias @ p["encoder"])
-
-    def measured(self, loss: Tensor, squared: Tensor, entries: Entries, active: Tensor) -> Step:
-        """The step's record. Args: active: bool, in the form of values: which entries fire."""
-        counts = entries.count(active)
-        rows = self._scratch["pre"].shape[0]
-        return Step(loss, squared, counts.sum() / rows, counts > 0)
 
     def reconstruct(self, x: Tensor, entries: Entries, values: Tensor) -> tuple[Tensor, Tensor]:
         """The error x̂ − x [B, d], and its squared length per token (0-d)."""

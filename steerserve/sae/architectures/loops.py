@@ -71,22 +71,30 @@ def gather(
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)
-def keep_above(start: int, stop: int, pre: Any, bound: Any, kept: Any) -> None:  # pragma: no cover - compiled
-    """Into `kept` [B, F] bool, which numbers of `pre` lie above `bound` [F]; the others become zero."""
+def keep_above(
+    start: int, stop: int, pre: Any, bound: Any, out: Any, kept: Any, counts: Any
+) -> None:  # pragma: no cover - compiled
+    """Into `kept` [B, F] bool, which numbers of `pre` lie above `bound` [F]; into `out`, those, or zero.
+
+    Into `counts` [B], how many of each row.
+    """
     for row in range(start, stop):
-        line, holds = pre[row], kept[row]
+        line, copy, holds, n = pre[row], out[row], kept[row], 0
         for j in range(len(line)):
-            holds[j] = line[j] > bound[j]
-            line[j] = line[j] if line[j] > bound[j] else np.float32(0.0)
+            above = line[j] > bound[j]
+            holds[j] = above
+            copy[j] = line[j] if above else np.float32(0.0)
+            n += above
+        counts[row] = n
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)
-def only(start: int, stop: int, values: Any, which: Any) -> None:  # pragma: no cover - compiled
-    """Zero the rows' values where `which` [B, F] bool does not hold."""
+def only(start: int, stop: int, values: Any, which: Any, out: Any) -> None:  # pragma: no cover - compiled
+    """Into `out`, the values [B, F] where `which` bool holds, and zero elsewhere; `out` may be `values`."""
     for row in range(start, stop):
-        line, holds = values[row], which[row]
+        line, holds, copy = values[row], which[row], out[row]
         for j in range(len(line)):
-            line[j] = line[j] if holds[j] else np.float32(0.0)
+            copy[j] = line[j] if holds[j] else np.float32(0.0)
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)

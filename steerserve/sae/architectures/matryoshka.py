@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .auxk import AuxKOptions
 from .batchtopk import BatchTopK
-from .entries import Entries, SparseEntries
+from .entries import SparseEntries
 
 __all__ = ["Matryoshka", "MatryoshkaOptions"]
 
@@ -56,8 +56,9 @@ class Matryoshka(BatchTopK):
             loss = loss + (x - f[:, :m] @ p["decoder"][:m] - p["b_dec"]).square().sum() / len(x)
         return loss
 
-    def pull(self, x: Tensor, centred: Tensor, entries: Entries, f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        assert isinstance(entries, SparseEntries)
+    def pull(
+        self, x: Tensor, centred: Tensor, entries: SparseEntries, f: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         p, spans = self.parameters, list(pairwise(self.bounds))
         parts = [entries.columns(start, stop) for start, stop in spans]
         error, loss, errors = p["b_dec"] - x, torch.zeros((), device=x.device), []
@@ -66,11 +67,10 @@ class Matryoshka(BatchTopK):
             loss = loss + error.square().sum() / len(x)
             errors.append(error)
         # A feature is in its own prefix and all wider ones: its gradient comes from their errors' sum.
-        toward, d_pre, d_decoder = torch.zeros_like(x), torch.empty_like(f), torch.empty_like(p["decoder"])
+        toward, d_pre, d_decoder = torch.zeros_like(x), torch.empty_like(f), self.grad("decoder")
         for (start, stop), (which, part), missed in reversed(list(zip(spans, parts, errors, strict=True))):
             toward = toward.add(missed, alpha=2 / len(x))
             d_pre[which] = part.correlate(toward, p["decoder"][start:stop])
-            d_decoder[start:stop] = part.weigh(f[which], toward)
-        p["decoder"].grad = d_decoder
+            part.weigh(f[which], toward, d_decoder[start:stop])
         self.send_back(entries, d_pre, centred, toward)
         return loss, error.square().sum() / len(x), error

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .entries import SparseEntries
+from .products import Parts
 from .select import row_top_k
 
 __all__ = ["outer_top_k"]
@@ -23,8 +24,7 @@ def outer_top_k(u: Tensor, v: Tensor, shape: tuple[int, int], k: int) -> tuple[S
     k = min(k, heads * m * n)
     if u.device.type != "cpu":
         products = u.relu().view(rows, heads, m, 1) * v.relu().view(rows, heads, 1, n)
-        entries, values = row_top_k(products.view(rows, -1), k)
-        assert isinstance(entries, SparseEntries)
+        entries, values = row_top_k(Parts.of(products.view(rows, -1)), k)
         return entries, values.sqrt()
     from . import loops, outer_loop
 

@@ -57,15 +57,14 @@ class Standard(ResampledEncoder):
     @torch.no_grad()
     def step(self, x: Tensor, moment: Moment) -> Step:
         p, centred = self.parameters, x - self.parameters["b_dec"]
-        pre = self.pre_in_place(centred)
         zero = torch.zeros_like(p["bias"])
-        entries, f = above(pre, zero, self.room(x), DENSITY)
+        entries, f = above(self.pre_parts(centred), zero, self.room(x), DENSITY)
         error, squared = self.reconstruct(x, entries, f)
         toward = error * (2 / len(x))
         norms, rate = p["decoder"].norm(dim=-1), self.options.l1 * moment.warmth / len(x)
         totals = entries.sums(f)
-        p["decoder"].grad = entries.weigh(f, toward).add_(
-            p["decoder"] * (rate * totals / norms.clamp(min=1e-12)).unsqueeze(1)
+        entries.weigh(f, toward, self.grad("decoder")).addcmul_(
+            p["decoder"], (rate * totals / norms.clamp(min=1e-12)).unsqueeze(1)
         )
         d_pre = entries.correlate(toward, p["decoder"], plus=rate * norms)
         self.send_back(entries, d_pre, centred, toward)

@@ -13,6 +13,7 @@ eq. 4 to 6.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Self
 
@@ -26,6 +27,7 @@ from .auxk import TopKOptions
 from .base import Architecture, Export, Moment, Step
 from .entries import Entries, SparseEntries
 from .linear import tied_start
+from .products import Parts
 from .saelens_form import saelens_export
 from .select import row_top_k
 
@@ -121,12 +123,12 @@ class Switch(Architecture):
         decoded = entries.decode(f, p["decoder"])
         error = (decoded * routed.gain).add_(p["b_dec"]).sub_(routed.x)
         toward = error * (2 / len(x))
-        p["decoder"].grad = entries.weigh(f * gain, toward)
+        entries.weigh(f * gain, toward, self.grad("decoder"))
         d_pre = entries.correlate(toward, p["decoder"]).mul_(gain)
         self._send_back(entries, d_pre, routed.centred, toward)
         balance = self._teach_router(routed, (toward * decoded).sum(-1))
-        squared, counts = error.square().sum() / len(x), entries.count(f > 0)
-        return Step(squared + balance, squared, counts.sum() / len(x), counts > 0)
+        squared = error.square().sum() / len(x)
+        return Step.of(squared + balance, squared, entries.count(f > 0), len(x))
 
     def _route(self, x: Tensor) -> _Routed:
         p = self._shares(x)
@@ -137,33 +139,24 @@ class Switch(Architecture):
     def _select(self, routed: _Routed) -> tuple[SparseEntries, Tensor]:
         """What is kept of each token, encoded by its own expert alone; the tokens in the experts' order."""
         encoder = self.parameters["encoder"].view(self._experts, self.size, self.d_in)
-        pre = self._buffer(routed.x)
-        start = 0
-        for expert, count in enumerate(routed.load.tolist()):
-            part = slice(start, start + count)
-            self._product(routed.centred[part], encoder[expert], pre[part])
-            start += count
-        kept, f = row_top_k(pre, self.options.k)
-        assert isinstance(kept, SparseEntries)
+
+        def own() -> Iterator[tuple[slice, Tensor]]:
+            start = 0
+            for expert, count in enumerate(routed.load.tolist()):
+                rows = slice(start, start + count)
+                # Of another size at every step: oneDNN would prepare itself anew for each.
+                product = routed.centred[rows].to(self.precision) @ encoder[expert].T.to(self.precision)
+                yield rows, product.float()
+                start += count
+
+        shape = (len(routed.x), self.size)
+        kept, f = row_top_k(Parts(shape, routed.x.device, own), self.options.k)
         first = (routed.expert * self.size).int()[kept.rows.long()]
-        return SparseEntries(kept.starts, kept.features + first, (len(pre), self.d_sae)), f
-
-    def _buffer(self, x: Tensor) -> Tensor:
-        """A [B, F/E] buffer that is allocated once."""
-        kept = self._scratch.get("pre")
-        if kept is None or len(kept) != len(x):
-            self._scratch["pre"] = kept = torch.empty(len(x), self.size, device=x.device)
-        return kept
-
-    def _product(self, x: Tensor, weight: Tensor, out: Tensor) -> None:
-        if self.precision == torch.float32:
-            torch.mm(x, weight.T, out=out)
-        else:
-            out.copy_(x.to(self.precision) @ weight.T.to(self.precision))
+        return SparseEntries(kept.starts, kept.features + first, (shape[0], self.d_sae)), f
 
     def _send_back(self, entries: Entries, d_pre: Tensor, centred: Tensor, toward: Tensor) -> None:
         p = self.parameters
-        p["encoder"].grad = entries.weigh(d_pre, centred)
+        entries.weigh(d_pre, centred, self.grad("encoder"))
         # x enters the encoder as x − b_dec.
         p["b_dec"].grad = toward.sum(0) - entries.sums(d_pre) @ p["encoder"]
 

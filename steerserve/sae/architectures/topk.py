@@ -14,8 +14,9 @@ from torch import Tensor
 
 from .auxk import AuxKOptions, add_aux_gradients, aux_loss
 from .base import Export, Moment, Step
-from .entries import Entries
+from .entries import SparseEntries
 from .linear import LinearEncoder, tied_start
+from .products import Parts
 from .saelens_form import saelens_export
 from .select import row_top_k
 
@@ -32,7 +33,7 @@ class TopK(LinearEncoder):
     def start(cls, d_sae: int, b_dec: Tensor, options: AuxKOptions, seed: int) -> Self:
         return cls(tied_start(d_sae, b_dec, seed), options)
 
-    def select(self, pre: Tensor) -> tuple[Entries, Tensor]:
+    def select(self, pre: Parts) -> tuple[SparseEntries, Tensor]:
         """The places that are kept of [B, F] pre-activations, all positive, and the values there."""
         return row_top_k(pre, self.options.k)
 
@@ -57,21 +58,22 @@ class TopK(LinearEncoder):
     @torch.no_grad()
     def step(self, x: Tensor, moment: Moment) -> Step:
         centred = x - self.parameters["b_dec"]
-        pre = self.pre_in_place(centred)
-        entries, f = self.select(pre)
+        entries, f = self.select(self.pre_parts(centred))
         loss, squared, error = self.pull(x, centred, entries, f)
         if moment.any_dead:
-            loss = loss + add_aux_gradients(self, pre, centred, error, moment.dead, self.options.aux)
+            loss = loss + add_aux_gradients(self, centred, error, moment.dead, self.options.aux)
         self.settle_b_dec()
         self.observe(f)
-        return self.measured(loss, squared, entries, f > 0)
+        return Step.of(loss, squared, entries.count(f > 0), len(x))
 
-    def pull(self, x: Tensor, centred: Tensor, entries: Entries, f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def pull(
+        self, x: Tensor, centred: Tensor, entries: SparseEntries, f: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Set the gradients of `reconstruction_loss`; returns it, the squared error, and x̂ − x [B, d]."""
         p = self.parameters
         error, squared = self.reconstruct(x, entries, f)
         toward = error * (2 / len(x))
-        p["decoder"].grad = entries.weigh(f, toward)
+        entries.weigh(f, toward, self.grad("decoder"))
         self.send_back(entries, entries.correlate(toward, p["decoder"]), centred, toward)
         return squared, squared, error
 

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from .base import Architecture, Export, Moment, Options, Step
 from .linear import tied_start
-from .products import linear_into, mixed, weighed
+from .products import linear, mixed, weighed
 from .saelens_form import saelens_export
 
 __all__ = ["VaEase", "VaEaseOptions"]
@@ -102,18 +102,18 @@ class VaEase(Architecture):
         error = mixed(passed, p["decoder"]).add_(p["b_dec"]).sub_(x)
         squared, log_gamma = error.square().sum() / count, _GAMMA_RATE * p["log_gamma"][0]
         toward = error * (2 / count / log_gamma.exp())
-        p["decoder"].grad = weighed(passed, toward)
+        weighed(passed, toward, self.grad("decoder"))
         p["b_dec"].grad = toward.sum(0)
         divergence, counts = latents.divergence() / count, (latents.sigma < 0.5).sum(0)
         d_mu, d_s = self._to_heads(latents, toward, moment.warmth / count)
         for weight, bias, part in (("encoder", "bias", d_mu), ("gate", "gate_bias", d_s)):
-            p[weight].grad, total = weighed(part, centred), part.sum(0)
-            p[bias].grad = total
+            weighed(part, centred, self.grad(weight))
+            p[bias].grad = total = part.sum(0)
             # x enters both heads as x − b_dec.
             p["b_dec"].grad.sub_(total @ p[weight])
         p["log_gamma"].grad = (_GAMMA_RATE * (self.d_in - squared / log_gamma.exp())).reshape(1)
         loss = squared / log_gamma.exp() + self.d_in * log_gamma + moment.warmth * divergence
-        return Step(loss, squared, counts.sum() / count, counts > 0)
+        return Step.of(loss, squared, counts, count)
 
     def _sample(self, centred: Tensor, moment: Moment) -> _Latents:
         noise = self._noise(centred, moment)
@@ -126,9 +126,7 @@ class VaEase(Architecture):
 
     def _product(self, name: str, weight: str, bias: str, centred: Tensor) -> Tensor:
         p, out = self.parameters, self.scratch(name, centred)
-        if self.precision == torch.float32:
-            return linear_into(out, centred, p[weight], p[bias])
-        return torch.add(centred.to(self.precision) @ p[weight].T.to(self.precision), p[bias], out=out)
+        return linear(centred, p[weight], p[bias], self.precision).into(out)
 
     def _to_heads(self, latents: _Latents, toward: Tensor, rate: float) -> tuple[Tensor, Tensor]:
         """The gradients at μ and s, in the buffers of what is used up. Args: rate: KL's weight per latent.
@@ -137,7 +135,7 @@ class VaEase(Architecture):
         ∂σ = g((1 − σ)ε − z) + rate·(2σ − 2/σ), and ∂s = −σ(1 − σ)·∂σ.
         """
         mu, sigma, noise, z = latents.mu, latents.sigma, latents.noise, latents.z
-        g = linear_into(self.scratch("passed", toward), toward, self.parameters["decoder"])
+        g = linear(toward, self.parameters["decoder"]).into(self.scratch("passed", toward))
         open_ = 1 - sigma
         d_mu = mu.mul_(2 * rate).addcmul_(g, open_)
         d_sigma = noise.mul_(open_).sub_(z).mul_(g)

@@ -48,12 +48,19 @@ def _batch() -> Tensor:
     return torch.randn(B, D, generator=_generator(1))
 
 
+@pytest.mark.parametrize("part", [2**22, 20 * F])
 @pytest.mark.parametrize("density", [0.0, 1.0])
 @pytest.mark.parametrize("dead_count", [0, 5, 40, F])
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_a_steps_gradients_equal_autograd(
-    name: str, options: dict[str, Any], dead_count: int, density: float, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    options: dict[str, Any],
+    dead_count: int,
+    density: float,
+    part: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("steerserve.sae.architectures.products._PART", part)
     for module in ("standard", "jumprelu", "gated"):
         monkeypatch.setattr(f"steerserve.sae.architectures.{module}.DENSITY", density)
     by_hand = make(name, options)
