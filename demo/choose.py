@@ -16,11 +16,11 @@ __all__ = ["Clamp", "ablation", "choose_ablations", "choose_clamps", "clamp"]
 # Multiples of a feature's recorded maximum.
 STRENGTHS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 # With this share or more the likelier text wins: it keeps more of the model's own grammar.
-GOOD = 0.9
+GOOD = 0.85
 # Ablations whose shares differ by less than this are alike.
 CLOSE = 0.04
-BY_SCORE, BY_DIFFERENCE = 3, 3
-FINALISTS = 6
+BY_SCORE, BY_DIFFERENCE = 4, 4
+FINALISTS = 10
 # A domain is spread over many features of a dictionary as fine as this one.
 ABLATED = (1, 2, 4, 8, 16, 32, 48)
 

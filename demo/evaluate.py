@@ -15,11 +15,16 @@ from typing import Any
 from demo.cards import FEATURES, read_cards
 from demo.choose import ablation, clamp
 from demo.corpus.sentences import DOMAINS
+from demo.passages import fresh_passages
 from demo.prompts import DOMAIN_PROMPTS, NEUTRAL_PROMPTS
 from demo.steer import TEMPERATURE, TOKENS, Ask, Steered, asks, prepare_environment, share
+from steerserve.judging.judged import open_judged
+from steerserve.judging.run import judge_all
+from steerserve.judging.settings import JudgeSettings
+from steerserve.judging.verdict import Material
 from steerserve.sae import open_sae
 
-__all__ = ["Measured", "measure", "write_results"]
+__all__ = ["Detected", "Measured", "detect", "measure", "write_results"]
 
 SAMPLES = 4
 BASE_SAMPLES = 16
@@ -57,13 +62,46 @@ def measure(demo: Path) -> tuple[dict[str, Measured], float]:
     return found, usual
 
 
+@dataclass(frozen=True)
+class Detected:
+    """How well single features tell a domain's passages from all others, judged as `steerserve eval` does.
+
+    Attributes:
+        passages: how many were judged, half of them to choose on. ce_score: of the SAE, on some of them.
+        feature, f1: of each domain: the feature whose mean over a passage tells it best, and its held-out F1.
+    """
+
+    passages: int
+    ce_score: float
+    feature: dict[str, int]
+    f1: dict[str, float]
+
+
+def detect(demo: Path) -> Detected:
+    """Judge the SAE on passages that nothing was trained or chosen on."""
+    texts = fresh_passages()
+    material = Material(str(demo / "model"), texts=texts)
+    settings = JudgeSettings(tokens=100_000)
+    verdict = judge_all([open_judged(demo / "sae", "demo", "cpu")], material, settings).verdicts[0]
+    assert verdict.labelled is not None
+    assert verdict.spliced is not None
+    concepts = {concept.label: concept for concept in verdict.labelled.concepts}
+    return Detected(
+        len(texts),
+        verdict.spliced.ce_score,
+        {domain: concepts[domain].text_feature for domain in DOMAINS},
+        {domain: concepts[domain].latent_text.f1 for domain in DOMAINS},
+    )
+
+
 def write_results(demo: Path) -> None:
     """Write `README.md` and `results.json` beside the assets."""
     found, usual = measure(demo)
+    detected = detect(demo)
     rows = {domain: vars(measured) for domain, measured in found.items()}
-    results = {"unsteered_surprise": usual, "domains": rows}
+    results = {"unsteered_surprise": usual, "domains": rows, "passages": vars(detected)}
     (demo / "results.json").write_text(json.dumps(_rounded(results), indent=1) + "\n", encoding="utf-8")
-    (demo / "README.md").write_text(_readme(demo, found, usual), encoding="utf-8")
+    (demo / "README.md").write_text(_readme(demo, found, usual, detected), encoding="utf-8")
 
 
 def main() -> None:
@@ -104,7 +142,7 @@ def _rounded(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
 
 
-def _readme(demo: Path, found: dict[str, Measured], usual: float) -> str:
+def _readme(demo: Path, found: dict[str, Measured], usual: float, detected: Detected) -> str:
     cards = read_cards(demo)
     sae = open_sae(demo / "sae")
     assert sae.manifest is not None
@@ -130,15 +168,18 @@ def _readme(demo: Path, found: dict[str, Measured], usual: float) -> str:
         usual=f"{usual:.2f}",
         features=FEATURES,
         machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        rows="\n".join(_row(domain, cards[domain], found[domain]) for domain in DOMAINS),
+        rows="\n".join(_row(domain, cards[domain], found[domain], detected) for domain in DOMAINS),
+        passages=f"{detected.passages:,}",
+        ce_score=f"{detected.ce_score:.3f}",
     )
 
 
-def _row(domain: str, card: dict[str, Any], measured: Measured) -> str:
+def _row(domain: str, card: dict[str, Any], measured: Measured, detected: Detected) -> str:
     first = card["features"][0]
     best = max(card["features"], key=lambda item: float(item["f1"]))
     cells = [
         domain,
+        f"**{detected.f1[domain]:.2f}** ({detected.feature[domain]})",
         str(card["feature"]),
         f"{first['f1']:.2f}",
         f"{best['f1']:.2f} ({best['feature']})",
@@ -169,15 +210,20 @@ measures again and writes this page.
 | `results.json` | the table below |
 | `zoo/` | untuned SAEs to open, serve and compare: six architectures there, BatchTopK at every other layer |
 
-The SAE has {d_sae} features. On held-out tokens: explained variance {ev}, R² {r2}, L0 {l0}, dead {dead}.
+The SAE has {d_sae} features. On held-out tokens: explained variance {ev}, R² {r2}, L0 {l0}, dead {dead}. CE
+score {ce_score} on passages.
 
-| domain | feature | F1 | best F1 | clamp | unsteered | clamped | surprise | ablated | before | after |
-|---|---|---|---|---|---|---|---|---|---|---|
+| domain | passages | feature | F1 | best F1 | clamp | base | clamped | surprise | ablated | before | after |
+|---|---|---|---|---|---|---|---|---|---|---|---|
 {rows}
 
-* F1: of the feature as a detector of the domain, token by token on held-out documents; best F1: of any.
-* unsteered, clamped: share of continuations of {neutral} neutral prompts × {samples} samples that the
-  grammar's own labeller gives to the domain (unsteered: × {base_samples} samples).
+* passages: F1 of the feature in brackets by its mean over a passage, a stretch of sentences of one domain.
+  Feature and threshold are chosen on half of {passages} passages and judged on the other half; what
+  `python -m demo.passages` and `steerserve eval` say ([how](../../demo/passages.py)).
+* F1: of the feature to clamp as a detector of the domain, token by token on held-out documents; best F1: of
+  any. A single word seldom tells its domain.
+* base, clamped: share of continuations of {neutral} neutral prompts × {samples} samples that the
+  grammar's own labeller gives to the domain (base: × {base_samples} samples).
 * ablated: how many features; before, after: the domain's share on its own {own} prompts × {own_samples}
   samples.
 * surprise: nats per token of the clamped text under the unsteered model, which finds its own text {usual}.

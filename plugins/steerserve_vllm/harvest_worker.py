@@ -14,11 +14,12 @@ from vllm.v1.worker.worker_base import WorkerBase
 
 from steerserve.errors import SteerserveError
 from steerserve.training.capture import Capture
+from steerserve.training.part import Part
 from steerserve.training.shard_writer import ShardWriter
 
 from .attach import attached_to_runner
 
-__all__ = ["METHODS", "install"]
+__all__ = ["METHODS", "install", "leave_with"]
 
 Answer = tuple[Any, str | None]
 
@@ -58,9 +59,10 @@ def _open(
     rows_per_shard: int,
     resume: bool,
     driver: int,
+    part: tuple[int, int],
 ) -> None:
     """Args: folders: (layer, folder of its shards). capacity: the most tokens of a batch. driver: a pid."""
-    _leave_with(driver)
+    leave_with(driver)
     model = self.model_config
     place = dict(folders)
     writers = {
@@ -75,7 +77,7 @@ def _open(
         )
         for point, hook in capture.hooks.items()
     }
-    capture.open(writers, capacity)
+    capture.open(writers, capacity, Part(*part))
 
 
 @_answering
@@ -101,7 +103,7 @@ def _abandon(self: Any, capture: Capture) -> None:
 
 
 @functools.cache
-def _leave_with(driver: int) -> None:
+def leave_with(driver: int) -> None:
     """End this process when the driver's has ended: vLLM's engine outlives one that was killed.
 
     It would go on to hold memory, and the folder that the harvest is resumed in.

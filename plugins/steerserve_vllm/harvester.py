@@ -16,6 +16,7 @@ import numpy as np
 from steerserve.config import HarvestConfig, HarvestPoints
 from steerserve.errors import ConfigError, SteerserveError
 from steerserve.training.corpus import Corpus
+from steerserve.training.part import WHOLE, Part, check_parts
 from steerserve.training.sequences import Batch, batches, token_lists
 from steerserve.training.shard_file import INDEX
 
@@ -63,6 +64,7 @@ class Harvester:
         batch: int = 512,
         rows_per_shard: int = 65_536,
         resume: bool = False,
+        part: Part = WHOLE,
         report: Callable[[Report], None] = lambda _: None,
     ) -> int:
         """Harvest every prompt: to `out`, or to a folder below it for each of several layers.
@@ -74,6 +76,7 @@ class Harvester:
             rows_per_shard: activations per file, which is what a kill may lose.
             resume: go on behind the whole shards of a harvest that was cut short; without it, a folder that
                 holds shards is refused. The rows are those that it would have written, in the same order.
+            part: which of the prompts are harvested, to a folder below that of the layer (see `join_parts`).
             report: told what is done after every batch.
         Returns: how many activations were written, of all layers.
         Raises: ConfigError if the folder holds a whole harvest or the prompts are not what they should be;
@@ -81,13 +84,16 @@ class Harvester:
             shards stay.
         """
         config = HarvestConfig(layer=self.points.layer, hook=self.points.hook, out=out.absolute())
-        folders = config.folders
+        for folder in config.folders.values():
+            check_parts(folder, part.of)
+        folders = {layer: part.folder(folder) for layer, folder in config.folders.items()}
         if resume and all((folder / INDEX).exists() for folder in folders.values()):
             raise ConfigError(f"expected an unfinished harvest or a new folder, {out} holds a whole harvest")
         named = [(layer, str(folder)) for layer, folder in folders.items()]
-        self._ask("open", named, self._capacity, rows_per_shard, resume, os.getpid())
+        own = (part.number, part.of)
+        self._ask("open", named, self._capacity, rows_per_shard, resume, os.getpid(), own)
         try:
-            self._run_all(prompts, batch, report)
+            self._run_all(part.take(prompts), batch, report)
             return sum(self._ask("close"))
         except BaseException:
             with suppress(Exception):  # an engine that died has nothing to abandon
@@ -171,10 +177,12 @@ class Harvester:
 
 def _arguments(points: HarvestPoints, engine: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `vllm.LLM`: those given, and what a harvest needs."""
+    from vllm.platforms import current_platform
+
     if int(engine.get("data_parallel_size") or 1) > 1:
         raise ConfigError(
-            "expected one data-parallel replica, whose order the shards keep; "
-            "start a harvest for each GPU on a part of the corpus, to a folder of its own"
+            "expected one engine, got `data_parallel_size` > 1: `steerserve harvest --data-parallel-size N` "
+            "starts one for each replica, and joins what they wrote"
         )
     if engine.get("enable_prefix_caching"):
         raise ConfigError("expected no prefix caching: what is found in the cache is not computed, nor kept")
@@ -182,4 +190,10 @@ def _arguments(points: HarvestPoints, engine: dict[str, Any]) -> dict[str, Any]:
     if "steerserve" in additional:
         raise ConfigError("expected no `steerserve` in the additional config of a harvest")
     additional["steerserve"] = {"harvest": points.model_dump(mode="json", include={"layer", "hook"})}
-    return {**engine, "enable_prefix_caching": False, "additional_config": additional}
+    return {
+        # Of what a CUDA graph replays, nothing could be kept.
+        **({} if current_platform.is_cpu() else {"compilation_config": {"cudagraph_mode": "NONE"}}),
+        **engine,
+        "enable_prefix_caching": False,
+        "additional_config": additional,
+    }

@@ -115,10 +115,13 @@ def _refusals(vllm_config: Any) -> list[tuple[bool, str]]:
             device != "cpu" and bool(model.enable_sleep_mode),
             "sleep mode may discard the rows that the slots hold",
         ),
-        (device != "cpu" and harvests, "harvesting is built for the CPU so far"),
+        (
+            device != "cpu" and harvests and vllm_config.compilation_config.cudagraph_mode.name != "NONE",
+            "of what a CUDA graph replays, nothing can be harvested (cudagraph_mode NONE)",
+        ),
         (
             harvests and parallel.data_parallel_size > 1,
-            "data-parallel replicas would write the same shards (harvest a part of the corpus with each)",
+            "data-parallel replicas would write the same shards (`steerserve harvest` starts one for each)",
         ),
         (
             v2 and speculative is not None and parallel.pipeline_parallel_size > 1,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import IncompatibleError
 from ..sae.hook import Hook
+from .part import WHOLE, Part
 from .shard_file import DTYPES
 from .shard_writer import ShardWriter
 
@@ -67,13 +68,17 @@ class Capture:
         self._batch: _Batch | None = None
         self._chosen: tuple[Tensor, Tensor] | None = None
         self._rows = 0
+        self._part = WHOLE
 
-    def open(self, writers: Mapping[int, ShardWriter], capacity: int) -> None:
+    def open(self, writers: Mapping[int, ShardWriter], capacity: int, part: Part = WHOLE) -> None:
         """Begin a harvest.
 
-        Args: writers: one for each hook point. capacity: rows of a batch, unless one sequence has more.
+        Args:
+            writers: one for each hook point.
+            capacity: rows of a batch, unless one sequence has more.
+            part: which sequences of a larger harvest these are.
         """
-        self._writers, self._rows = writers, 0
+        self._writers, self._rows, self._part = writers, 0, part
         self._allocate(capacity)
 
     def begin_batch(self, request: int, sequence: int, lengths: Sequence[int], tokens: bytes) -> bool:
@@ -89,7 +94,8 @@ class Capture:
         starts = ends - lengths
         ids = np.frombuffer(tokens, dtype=np.int32)
         position = np.arange(len(ids)) - np.repeat(starts, lengths)
-        number = np.repeat(np.arange(sequence, sequence + len(starts)), lengths)
+        own = np.arange(sequence, sequence + len(starts))
+        number = np.repeat(own * self._part.of + self._part.number, lengths)
         kept = ~np.isin(ids, self._special)
         row = np.where(kept, np.cumsum(kept) - 1, -1)
         first, second, third = (torch.from_numpy(c[kept].astype(np.int32)) for c in (ids, number, position))
@@ -134,10 +140,11 @@ class Capture:
         buffer = self._buffers[point]
         # In pieces: the sum is taken in float32, which for a long step would be the largest buffer of all.
         for taken, rows in zip(*(part.split(_ROWS_ADDED_AT_ONCE) for part in self._chosen), strict=True):
-            values = stream.index_select(0, taken).float()
+            here = taken.to(stream.device)
+            values = stream.index_select(0, here).float()
             if addend is not None:
-                values += addend.index_select(0, taken)
-            buffer.index_copy_(0, rows, values.to(buffer.dtype))
+                values += addend.index_select(0, here)
+            buffer.index_copy_(0, rows, values.to(buffer.dtype).cpu())
             self._seen[point][rows.numpy()] = True
 
     def end_step(self) -> None:

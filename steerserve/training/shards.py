@@ -13,7 +13,7 @@ from steerserve.errors import CheckpointError
 from steerserve.sae.files import inside, read_json
 from steerserve.sae.hook import Hook
 
-from .shard_file import INDEX, Rows, ShardHeader, open_shard, shard_name, whole_shards
+from .shard_file import INDEX, Rows, ShardHeader, open_shard, whole_shards
 from .shard_writer import ShardWriter
 from .shuffle import shuffled_batches
 
@@ -31,10 +31,10 @@ class ShardReader:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        names = self._listed()
+        self._names = self._listed()
         self._shards: list[Rows] = []
         self._starts = [0]
-        for name in names:
+        for name in self._names:
             rows, header = open_shard(self.folder, name)
             if self._shards and header != self.header:
                 raise CheckpointError("expected a shard of the same harvest", path=self.folder / name)
@@ -74,7 +74,7 @@ class ShardReader:
         for piece in self._pieces(start, stop):
             # A NaN or infinity always spoils the sum; finite rows cannot overflow it in float64.
             if not torch.isfinite(piece.activations.sum(dtype=torch.float64)):
-                path = self.folder / shard_name(bisect_right(self._starts, start) - 1)
+                path = self.folder / self._names[bisect_right(self._starts, start) - 1]
                 raise CheckpointError("expected finite activations, got NaN or infinity", path=path)
             pieces.append(piece.activations)
             start += len(piece.activations)
@@ -102,11 +102,15 @@ class ShardReader:
         if self.complete:
             path = inside(self.folder, INDEX)
             shards = read_json(path).get("shards")
-            if not isinstance(shards, list):
-                raise CheckpointError("expected a list `shards`", path=path)
-            names = [shard_name(number) for number in range(len(shards))]
+            if not isinstance(shards, list) or not all(_names_a_file(shard) for shard in shards):
+                raise CheckpointError("expected a list `shards` of objects with a string `file`", path=path)
+            names = [shard["file"] for shard in shards]
         else:
             names = whole_shards(self.folder)
         if not names:
             raise CheckpointError("expected activation shards, found none", path=self.folder)
         return names
+
+
+def _names_a_file(shard: object) -> bool:
+    return isinstance(shard, dict) and isinstance(shard.get("file"), str)

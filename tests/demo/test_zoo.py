@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from demo.zoo import LAYERS
+from demo.zoo import LAYER, LAYERS
 from steerserve.sae import Hook, verify_sae
 from steerserve.sae.resident import Resident
 
 ZOO = Path("sae_weights/demo/zoo")
-AT_LAYER_3 = ("gated", "jumprelu", "kron", "matryoshka", "switch", "topk")
+BESIDE_THE_DEMO = ("gated", "jumprelu", "kron", "matryoshka", "switch", "topk")
 EVERYWHERE = {f"batchtopk-{layer}": Hook(layer, "resid_post") for layer in LAYERS}
-HOOKS = {**dict.fromkeys(AT_LAYER_3, Hook(3, "resid_post")), **EVERYWHERE}
+HOOKS = {**dict.fromkeys(BESIDE_THE_DEMO, Hook(LAYER, "resid_post")), **EVERYWHERE}
 
 
 def test_every_kind_and_every_layer_is_there() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import subprocess
 import sys
@@ -25,19 +24,10 @@ from steerserve_vllm.harvest_progress import Report
 from steerserve_vllm.harvester import Harvester
 from steerserve_vllm.streaming import stream
 from tests.engine.conftest import interpret
+from tests.engine.harvesting import ENGINE, LAYERS, LONGEST, fingerprints, start_command
 from tests.support.engine import random_prompts
 from tests.support.models import BOS, N_LAYERS
 
-LAYERS = (0, 1)
-LONGEST = 127
-ENGINE: dict[str, Any] = {
-    "dtype": "float32",
-    "enforce_eager": True,
-    "max_model_len": LONGEST + 1,
-    "max_num_seqs": 8,
-    "max_num_batched_tokens": 48,
-    "gpu_memory_utilization": 0.2,
-}
 PROMPTS = random_prompts(40, [5, 40, 110], seed=51)
 RUN: dict[str, Any] = {"batch": 8, "rows_per_shard": 400}
 
@@ -79,14 +69,6 @@ def whole(harvester: Harvester, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def read(folder: Path) -> Rows:
     return ShardReader(folder)[:]
-
-
-def fingerprints(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 def check_against_transformers(model: Path, prompts: list[list[int]], layer: int, rows: Rows) -> None:
@@ -234,7 +216,7 @@ def test_a_harvest_killed_hard_goes_on_to_the_files_of_one_that_never_was(
     lines = [" ".join(f"w{token}" for token in prompt[1:]) for prompt in prompts]
     (tmp_path / "a.txt").write_text("\n".join(lines))
     corpus, killed, never = open_corpus(tmp_path / "a.txt"), tmp_path / "killed", tmp_path / "never"
-    with _command(hollow("llama"), tmp_path / "a.txt", killed) as command:
+    with start_command(hollow("llama"), tmp_path / "a.txt", killed) as command:
         while not (killed / "resid_post.1" / "shard-00004.safetensors").exists():
             assert command.poll() is None
             time.sleep(0.02)
@@ -247,19 +229,6 @@ def test_a_harvest_killed_hard_goes_on_to_the_files_of_one_that_never_was(
     assert stored.items() <= fingerprints(killed).items()
     harvester.run(corpus, never, rows_per_shard=1000)
     assert fingerprints(killed) == fingerprints(never)
-
-
-def _command(model: Path, corpus: Path, out: Path) -> subprocess.Popen[bytes]:
-    """`steerserve harvest`, with the arguments that the engine of the other tests has."""
-    engine = [
-        word
-        for name, value in ENGINE.items()
-        for word in (f"--{name.replace('_', '-')}", *([] if value is True else [str(value)]))
-    ]
-    layers = [word for layer in LAYERS for word in ("--layer", str(layer))]
-    ours = [str(model), str(corpus), str(out), *layers, "--rows-per-shard", "1000"]
-    main = "from steerserve.cli import main; main()"
-    return subprocess.Popen([sys.executable, "-c", main, "harvest", *ours, *engine])
 
 
 def _when_free(harvest: Callable[[], object]) -> None:
@@ -332,7 +301,7 @@ def test_the_embeddings_are_harvested_and_streamed_without_running_any_layer(
     ("layer", "more", "error", "says"),
     [
         (N_LAYERS, {}, ConfigError, "`layer` < 4"),
-        (1, {"data_parallel_size": 2}, ConfigError, "a harvest for each GPU"),
+        (1, {"data_parallel_size": 2}, ConfigError, "starts one for each replica"),
         (1, {"enable_prefix_caching": True}, ConfigError, "prefix caching"),
         (1, {"additional_config": {"steerserve": {}}}, ConfigError, "additional config"),
         (

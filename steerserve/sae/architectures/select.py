@@ -1,8 +1,8 @@
 """Which pre-activations a step keeps, found as they are made: above a bound, or the k largest.
 
-On the CPU these are compiled loops that read each part of the [B, F] matrix while it is in the cache and write
-only what is kept; torch's own `topk` and `nonzero` read a whole matrix several times and allocate as much again.
-On other devices torch does it.
+On the CPU these are compiled loops that read each part of the [B, F] matrix while it is in the cache and
+write only what is kept; torch's own `topk` and `nonzero` read a whole matrix several times and allocate as
+much again. On other devices torch does it.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("kron", {"k": 6}),
     ("kron", {"k": 6, "heads": 2, "base": 6, "extension": 8}),
     ("matryoshka", {"k": 6}),
-    ("matryoshka", {"k": 6, "widths": [10, 40]}),
+    ("matryoshka", {"k": 6, "widths": [10, 40], "inner": 0.3}),
     ("standard", {"l1": 0.3}),
     ("switch", {"k": 6, "experts": 1, "balance": 0.0}),
     ("switch", {"k": 6, "experts": 8, "balance": 0.5}),
