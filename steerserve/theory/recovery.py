@@ -93,9 +93,15 @@ def settings_for(
     # What an L1 penalty takes from each feature is weighed against its strength, which falls as 1/√active.
     weak = setup.active**-0.5
     l1 = {"standard": 0.24, "gated": 0.8}.get(architecture, 0.0) * weak
-    # A planted feature that nobody has found is worth more than AuxK's usual share; every prefix misses it.
-    aux = {"matryoshka": 4.0}.get(architecture, 1.0)
-    values: dict[str, Any] = {"k": round(setup.active), "l0_target": setup.active, "l1": l1, "aux": aux}
+    values: dict[str, Any] = {
+        "k": round(setup.active),
+        "l0_target": setup.active,
+        "l1": l1,
+        # A planted feature that nobody has found is worth more than AuxK's usual share.
+        "aux": 1.0,
+        # Planted features have no order: prefixes that had to reconstruct as well as the whole would merge some.
+        "inner": 0.25,
+    }
     return parse_settings(
         {
             "architecture": architecture,

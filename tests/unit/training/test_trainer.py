@@ -41,9 +41,10 @@ def of(name: str, **changes: object) -> TrainSettings:
     return parse_settings({**shared, "architecture": name})
 
 
-def test_a_planted_dictionary_is_recovered(harvest: Harvest) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_planted_dictionary_is_recovered(precision: str, harvest: Harvest) -> None:
     x, directions = planted(21_000)
-    trained = train(harvest(x), settings())
+    trained = train(harvest(x), settings(precision=precision))
     cosines = directions @ trained.sae.parameters["decoder"].T
     assert cosines.amax(dim=1).mean() > 0.95
     assert cosines.amax(dim=0).median() > 0.95

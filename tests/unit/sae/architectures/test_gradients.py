@@ -79,6 +79,21 @@ def test_a_steps_gradients_equal_autograd(
         assert _relative(tensor.grad, wanted) <= 1e-6, key
 
 
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_a_step_in_bfloat16_comes_near_the_one_in_full_and_is_another(
+    name: str, options: dict[str, Any]
+) -> None:
+    full, half = make(name, options), make(name, options)
+    half.precision = torch.bfloat16
+    moment = Moment(torch.arange(F) < 5, seed=3)
+    wanted, found = full.step(_batch(), moment), half.step(_batch(), moment)
+    assert float(found.loss) == pytest.approx(float(wanted.loss), rel=0.02)
+    assert any(not torch.equal(half.grad(key), full.grad(key)) for key in full.parameters)
+    for key in full.parameters:
+        assert half.grad(key).dtype == torch.float32
+        assert _relative(half.grad(key), full.grad(key)) <= 0.1, key
+
+
 def _relative(found: Tensor, wanted: Tensor) -> float:
     """‖found − wanted‖ / ‖wanted‖."""
     return float((found - wanted).norm() / wanted.norm().clamp(min=1e-12))
