@@ -99,7 +99,7 @@ def settings_for(
         "l1": l1,
         # A planted feature that nobody has found is worth more than AuxK's usual share.
         "aux": 1.0,
-        # Planted features have no order: prefixes that had to reconstruct as well as the whole would merge some.
+        # Planted features have no order: prefixes that must reconstruct as well as the whole merge some.
         "inner": 0.25,
     }
     return parse_settings(
