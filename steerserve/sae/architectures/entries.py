@@ -198,7 +198,7 @@ class DenseEntries(Entries):
     ) -> Tensor:
         out = self.room(into)
         for rows, part in linear(toward, decoder, plus):
-            _only(part, self.kept[rows], out[rows])
+            _copy_only(part, self.kept[rows], out[rows])
         return out
 
     def blank(self, name: str) -> Tensor:
@@ -214,7 +214,13 @@ class DenseEntries(Entries):
         return self.only(values, self.kept)
 
     def only(self, values: Tensor, which: Tensor) -> Tensor:
-        return _only(values, which, values)
+        # torch multiplies floats by bools at an eighth of the speed, and sums bools slower still.
+        if values.device.type != "cpu":
+            return values.mul_(which)
+        from . import loops
+
+        loops.over_rows(loops.only, len(values), values.numel(), values.numpy(), which.numpy())
+        return values
 
     def count(self, which: Tensor) -> Tensor:
         if which.device.type != "cpu":
@@ -226,15 +232,15 @@ class DenseEntries(Entries):
         return counts
 
 
-def _only(values: Tensor, which: Tensor, out: Tensor) -> Tensor:
-    """Values where `which` holds and zeros elsewhere, [rows, F], written into `out` and returned."""
-    # torch multiplies floats by bools at an eighth of the speed, and sums bools slower still.
+def _copy_only(values: Tensor, which: Tensor, out: Tensor) -> None:
+    """Values where `which` holds and zeros elsewhere, [rows, F], written into `out`."""
     if values.device.type != "cpu":
-        return torch.mul(values, which, out=out)
+        torch.mul(values, which, out=out)
+        return
     from . import loops
 
-    loops.over_rows(loops.only, len(values), values.numel(), values.numpy(), which.numpy(), out.numpy())
-    return out
+    own = (values.numpy(), which.numpy(), out.numpy())
+    loops.over_rows(loops.copy_only, len(values), values.numel(), *own)
 
 
 def _csr(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -18,7 +18,17 @@ import torch
 
 from .heap import push, sort
 
-__all__ = ["column_counts", "count", "gather", "keep_above", "only", "over_rows", "row_heaps", "transpose"]
+__all__ = [
+    "column_counts",
+    "copy_only",
+    "count",
+    "gather",
+    "keep_above",
+    "only",
+    "over_rows",
+    "row_heaps",
+    "transpose",
+]
 
 # Numbers to look at from which a second thread is worth waking.
 _WORTH_SHARING = 2**20
@@ -89,8 +99,19 @@ def keep_above(
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)
-def only(start: int, stop: int, values: Any, which: Any, out: Any) -> None:  # pragma: no cover - compiled
-    """Into `out`, the values [B, F] where `which` bool holds, and zero elsewhere; `out` may be `values`."""
+def only(start: int, stop: int, values: Any, which: Any) -> None:  # pragma: no cover - compiled
+    """Zero the values [B, F] where `which` bool does not hold."""
+    for row in range(start, stop):
+        line, holds = values[row], which[row]
+        for j in range(len(line)):
+            line[j] = line[j] if holds[j] else np.float32(0.0)
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False)
+def copy_only(
+    start: int, stop: int, values: Any, which: Any, out: Any
+) -> None:  # pragma: no cover - compiled
+    """The same into `out`, which is other memory: were it the same, no vector instruction could be used."""
     for row in range(start, stop):
         line, holds, copy = values[row], which[row], out[row]
         for j in range(len(line)):
