@@ -19,17 +19,28 @@ __all__ = ["fresh_passages", "passages"]
 
 # Neither the model's documents nor the SAE's.
 SEED = 7_000_001
+# How the marks of a chat's turns begin.
+SPECIAL = "<|"
 DOCUMENTS = 800
 
 
 def passages(documents: Iterable[Document]) -> Iterator[tuple[str, str]]:
-    """Each stretch of sentences of one domain, and the domain; a document's neutral opening is left out."""
+    """Each stretch of sentences of one domain, and the domain; neutral openings and a chat's turns end it."""
     for document in documents:
-        for domain, spans in groupby(document.spans, key=lambda span: span[2]):
+        for domain, spans in groupby(_turns(document), key=lambda span: span[2:]):
             places = list(spans)
             text = document.text[places[0][0] : places[-1][1]].strip()
             if text:
-                yield text, domain
+                yield text, domain[0]
+
+
+def _turns(document: Document) -> Iterator[tuple[int, int, str, int]]:
+    """The document's spans, each with the number of the turn that it stands in."""
+    end = turn = 0
+    for start, stop, domain in document.spans:
+        turn += SPECIAL in document.text[end:start]
+        end = stop
+        yield start, stop, domain, turn
 
 
 def fresh_passages() -> list[tuple[str, str]]:

@@ -16,6 +16,11 @@ def test_a_passage_is_a_stretch_of_one_domain() -> None:
     assert list(passages([document])) == [("One two. Three.", "food"), ("Four.", "code")]
 
 
+def test_a_turn_of_a_chat_ends_a_passage() -> None:
+    document = Document("Bread?<|assistant|>Rye. Oat.", [(0, 6, "food"), (19, 23, "food"), (24, 28, "food")])
+    assert list(passages([document])) == [("Bread?", "food"), ("Rye. Oat.", "food")]
+
+
 def test_passages_of_the_corpus_cover_every_domain_and_hold_no_special_token() -> None:
     found = list(passages(labelled_documents(5, 300)))
     assert {domain for _, domain in found} == set(ALL_DOMAINS)
