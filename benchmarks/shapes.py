@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from demo.zoo import LAYER
 from steerserve.sae import open_sae
 
 __all__ = ["SHAPES", "Served", "Shape", "prepare", "write_sae", "write_weights"]
@@ -92,7 +93,7 @@ SHAPES = {
         name="demo",
         vocab=2048,
         d_model=256,
-        layers=(3,),
+        layers=(LAYER,),
         batches=4,
         targets=dict.fromkeys(_STEERED, 0.90),
     ),

@@ -92,7 +92,7 @@ def settings_for(
     known = ARCHITECTURES[architecture].Options.model_fields
     # What an L1 penalty takes from each feature is weighed against its strength, which falls as 1/√active.
     weak = setup.active**-0.5
-    l1 = {"standard": 0.24, "gated": 0.8}.get(architecture, 0.0) * weak
+    l1 = {"standard": 0.16, "gated": 0.8}.get(architecture, 0.0) * weak
     values: dict[str, Any] = {
         "k": round(setup.active),
         "l0_target": setup.active,
@@ -101,6 +101,8 @@ def settings_for(
         "aux": 1.0,
         # Planted features have no order: prefixes that must reconstruct as well as the whole merge some.
         "inner": 0.25,
+        # Of a dictionary this small each dead feature counts.
+        "resample_every": max(1, setup.steps // 60),
     }
     return parse_settings(
         {

@@ -91,6 +91,8 @@ class Run:
             return
         seed = self.settings.seed * 1_000_003 + self.done
         directions = self._world.of_first(missed_directions(sae, x, len(where), seed))
+        found = directions.any(dim=1)
+        where, directions = where[found], directions[found]
         sae.resample(where, directions)
         for name, tensor in sae.parameters.items():
             if name != "b_dec":

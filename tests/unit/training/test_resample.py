@@ -17,7 +17,7 @@ from steerserve.training.settings import TrainSettings, parse_settings
 from .processes import torchrun
 
 D, F, BATCH, STEPS = 16, 24, 64, 40
-RESAMPLED = ("standard", "gated", "jumprelu")
+RESAMPLED = ("standard", "gated", "jumprelu", "topk", "batchtopk", "matryoshka")
 BURIED = 4
 
 
@@ -74,6 +74,32 @@ def test_new_rows_point_where_the_others_miss_and_the_optimizer_has_forgotten(na
         assert not state[f"adam.encoder.{key}"][:BURIED].any()
         assert state[f"adam.encoder.{key}"][BURIED:].any()
     assert not state["silent"][:BURIED].any()
+
+
+def test_outliers_that_all_point_one_way_are_begun_at_once() -> None:
+    run = Run(settings("standard"), torch.zeros(D), 1.0, World())
+    run.sae.parameters["bias"].fill_(-500.0)
+    x = torch.randn(BATCH, D, generator=torch.Generator().manual_seed(5)) / D**0.5
+    outlier = torch.nn.functional.normalize(torch.randn(D, generator=torch.Generator().manual_seed(6)), dim=0)
+    x[::2] += 40 * outlier
+    found = missed_directions(run.sae, x, 6, seed=0)
+    cosines = found @ found.T - torch.eye(6)
+    assert found.norm(dim=1).tolist() == pytest.approx([1.0] * 6)
+    assert cosines.max() <= 0.5
+    assert (found @ outlier > 0.9).sum() == 1
+
+
+def test_where_all_errors_are_alike_one_feature_begins_anew_and_the_others_wait() -> None:
+    run = Run(settings("standard"), torch.zeros(D), 1.0, World())
+    with torch.no_grad():
+        run.sae.parameters["bias"].fill_(-50.0)
+        run.sae.parameters["bias"][-1] = 1.0
+        run.sae.parameters["encoder"][-1] = 0.0
+    x = torch.randn(D, generator=torch.Generator().manual_seed(5)).expand(BATCH, D).contiguous()
+    assert missed_directions(run.sae, x, 4, seed=0).any(dim=1).tolist() == [True, False, False, False]
+    for _ in range(2):
+        run.advance(x)
+    assert int((run.sae.parameters["bias"] < -40).sum()) == F - 2
 
 
 def test_errors_are_drawn_by_their_size() -> None:
