@@ -21,10 +21,9 @@ __all__ = ["ResampleOptions", "ResampledEncoder", "Resampling", "missed_directio
 
 _TIMES = 60
 _UNTIL = 0.75
-# Errors of outliers all point one way, and are drawn most: features that began there together would add up to
-# many times what is missed. Directions of this cosine count as one; as many times the wanted ones are tried.
+# Errors of outliers all point one way and are drawn first: features that began there together would add up to
+# many times what is missed. Directions of a larger cosine count as one.
 _ALIKE = 0.5
-_TRIED = 4
 
 
 Resampling = Annotated[
@@ -75,7 +74,7 @@ def missed_directions(sae: Architecture, x: Tensor, count: int, seed: int) -> Te
     weights = error.square().sum(dim=1).square().double().cpu()
     drawn = torch.multinomial(
         weights + torch.finfo(torch.float64).tiny,
-        min(len(x), _TRIED * count),
+        len(x),
         generator=torch.Generator().manual_seed(seed),
     )
     unit = torch.nn.functional.normalize(error[drawn.to(x.device)], dim=-1)
