@@ -194,6 +194,10 @@ def main(
         loads = {"load_average": [before, load_average()]}
         return {**fixed, **loads, "rows": rows, "difference": compared(rows, compared_by)}
 
+    def so_far() -> dict[str, Any]:
+        """With the rows that are known and whose turn has not come: a call that is cut short loses none."""
+        return {**results(), "rows": [*rows, *(row for row in known.values() if row not in rows)]}
+
     work = [(name, side) for name in architectures for side in sides(name, setup, own)]
     with progress_bar() as bar:
         task = bar.add_task(f"recovery, {part}", total=len(work), detail="")
@@ -202,7 +206,7 @@ def main(
             settings = json.loads(json.dumps(dict(side.settings)))
             row = known.get(json.dumps([name, side.name, settings]))
             rows.append(row or _row(name, side, setup, seeds, scores_of))
-            keep(results(), place)
+            keep(so_far(), place)
     publish(results(), place)
 
 

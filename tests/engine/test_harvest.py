@@ -308,7 +308,7 @@ def test_the_embeddings_are_harvested_and_streamed_without_running_any_layer(
             1,
             {"data_parallel_size": 2, "distributed_executor_backend": "external_launcher"},
             (ConfigError, IncompatibleError),
-            "GPU|replicas",
+            "one engine|replicas",
         ),
     ],
 )
