@@ -97,12 +97,10 @@ def settings_for(
         "k": round(setup.active),
         "l0_target": setup.active,
         "l1": l1,
-        # A planted feature that nobody has found is worth more than AuxK's usual share.
-        "aux": 1.0,
+        # AuxK counts the less the fewer are dead; of the last few of a small dictionary each one counts.
+        "aux": {"batchtopk": 8.0, "matryoshka": 32.0, "topk": 32.0}.get(architecture, 1.0),
         # Planted features have no order: prefixes that must reconstruct as well as the whole merge some.
         "inner": 0.25,
-        # Of a dictionary this small each dead feature counts.
-        "resample_every": max(1, setup.steps // 60),
     }
     return parse_settings(
         {

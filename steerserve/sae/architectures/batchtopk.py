@@ -12,13 +12,14 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from .auxk import AuxKOptions
 from .base import Export
 from .entries import SparseEntries
 from .linear import tied_start
 from .products import Parts
 from .saelens_form import saelens_export
 from .select import batch_top_k
-from .topk import TopK, TopKFamilyOptions
+from .topk import TopK
 
 __all__ = ["BatchTopK"]
 
@@ -34,7 +35,7 @@ class BatchTopK(TopK):
     name: ClassVar[str] = "batchtopk"
 
     @classmethod
-    def start(cls, d_sae: int, b_dec: Tensor, options: TopKFamilyOptions, seed: int) -> Self:
+    def start(cls, d_sae: int, b_dec: Tensor, options: AuxKOptions, seed: int) -> Self:
         zeros = {name: torch.zeros((), dtype=torch.float64) for name in ("seen", "threshold")}
         return cls(tied_start(d_sae, b_dec, seed), options, zeros)
 

@@ -14,14 +14,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from .auxk import AuxKOptions
 from .batchtopk import BatchTopK
 from .entries import SparseEntries
-from .topk import TopKFamilyOptions
 
 __all__ = ["Matryoshka", "MatryoshkaOptions"]
 
 
-class MatryoshkaOptions(TopKFamilyOptions):
+class MatryoshkaOptions(AuxKOptions):
     """Settings of a matryoshka SAE."""
 
     widths: Annotated[

@@ -17,7 +17,7 @@ from torch import Tensor
 from .base import Architecture, Options
 from .linear import LinearEncoder
 
-__all__ = ["ResampleOptions", "ResampledEncoder", "Resampling", "missed_directions"]
+__all__ = ["ResampleOptions", "ResampledEncoder", "missed_directions"]
 
 _TIMES = 60
 _UNTIL = 0.75
@@ -26,20 +26,17 @@ _UNTIL = 0.75
 _ALIKE = 0.5
 
 
-Resampling = Annotated[
-    int | None,
-    Field(
-        ge=0,
-        description="Steps between two restarts of the dead features, in the first three quarters of the "
-        "run. If not given: standard, gated, jumprelu a sixtieth of the run; topk family 0, for never.",
-    ),
-]
-
-
 class ResampleOptions(Options):
-    """Settings of an architecture whose dead features begin anew."""
+    """Settings of an architecture whose dead features get no gradient of their own."""
 
-    resample_every: Resampling = None
+    resample_every: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            description="standard, gated, jumprelu: steps between two restarts of the dead features, in the "
+            "first three quarters of the run; 0 for never, a sixtieth of the run if not given.",
+        ),
+    ] = None
 
     def resamples_after(self, done: int, steps: int) -> bool:
         """Whether dead features begin anew once `done` of `steps` steps are made."""

@@ -15,35 +15,22 @@ from torch import Tensor
 from .auxk import AuxKOptions, add_aux_gradients, aux_loss
 from .base import Export, Moment, Step
 from .entries import SparseEntries
-from .linear import tied_start
+from .linear import LinearEncoder, tied_start
 from .products import Parts
-from .resample import ResampledEncoder, ResampleOptions, Resampling
 from .saelens_form import saelens_export
 from .select import row_top_k
 
-__all__ = ["TopK", "TopKFamilyOptions"]
+__all__ = ["TopK"]
 
 
-class TopKFamilyOptions(AuxKOptions, ResampleOptions):
-    """Settings of a topk, batchtopk or matryoshka SAE.
-
-    AuxK revives the many that die in a large dictionary; what begins anew there outvotes the others. Of the
-    few that die in a small one AuxK loses the last.
-    """
-
-    resample_every: Resampling = 0
-
-
-class TopK(ResampledEncoder):
+class TopK(LinearEncoder):
     """See the module."""
 
     name: ClassVar[str] = "topk"
-    # A feature that begins weaker than the others is never among the largest.
-    restarted: ClassVar[float] = 1.0
-    Options = TopKFamilyOptions
+    Options = AuxKOptions
 
     @classmethod
-    def start(cls, d_sae: int, b_dec: Tensor, options: TopKFamilyOptions, seed: int) -> Self:
+    def start(cls, d_sae: int, b_dec: Tensor, options: AuxKOptions, seed: int) -> Self:
         return cls(tied_start(d_sae, b_dec, seed), options)
 
     def select(self, pre: Parts) -> tuple[SparseEntries, Tensor]:

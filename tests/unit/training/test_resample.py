@@ -17,7 +17,7 @@ from steerserve.training.settings import TrainSettings, parse_settings
 from .processes import torchrun
 
 D, F, BATCH, STEPS = 16, 24, 64, 40
-RESAMPLED = ("standard", "gated", "jumprelu", "topk", "batchtopk", "matryoshka")
+RESAMPLED = ("standard", "gated", "jumprelu")
 BURIED = 4
 
 
