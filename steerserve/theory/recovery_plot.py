@@ -42,7 +42,7 @@ def _scores(axis: Any, found: Sequence[Recovered]) -> None:
         values = [getattr(run, name) for run in found]
         places = [i + (number - 1) * width for i in range(len(found))]
         bars = axis.bar(places, values, width * 0.94, label=label, color=_COLOURS[number])
-        axis.bar_label(bars, fmt="%.2f", fontsize=6)
+        axis.bar_label(bars, fmt="%.3f", fontsize=6, rotation=90, padding=2)
     least = min(getattr(run, name) for run in found for name in _SCORES)
     axis.set_xticks(range(len(found)), [f"{run.architecture}\nL0 {run.l0:.1f}" for run in found], fontsize=8)
     axis.set_ylim(max(0.0, least - 0.1), 1.09)
