@@ -130,7 +130,7 @@ def harvest(
     """Keep the residual stream of MODEL on a corpus, captured through vLLM at the hook that serving steers.
 
     Special tokens are left out. Texts longer than --max-model-len are cut into pieces. Options that are not
-    listed here are vLLM engine arguments (--max-model-len 1024 --dtype float32 …).
+    listed here are vLLM engine arguments (--max-model-len 1024 --data-parallel-size 8 …).
     """
     command = [sys.executable, "-m", "steerserve_vllm.harvest_command", model, str(corpus), str(out)]
     command += [word for number in layer for word in ("--layer", str(number))]
