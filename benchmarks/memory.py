@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 __all__ = ["forget_peak", "kib", "processes"]
@@ -37,5 +38,6 @@ def forget_peak(process: int) -> None:
 def _children(process: int) -> list[int]:
     own: list[int] = []
     for task in Path(f"/proc/{process}/task").iterdir():
-        own += map(int, (task / "children").read_text(encoding="utf-8").split())
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            own += map(int, (task / "children").read_text(encoding="utf-8").split())
     return [found for child in own for found in (child, *_children(child))]
