@@ -17,8 +17,8 @@ from demo.corpus.documents import Document, labelled_documents
 
 __all__ = ["fresh_passages", "passages"]
 
-# Neither the model's documents nor the SAE's.
-SEED = 7_000_001
+# Not the documents of the model, nor of the SAE, nor those by which its layer was chosen.
+SEED = 11_000_001
 # How the marks of a chat's turns begin.
 SPECIAL = "<|"
 DOCUMENTS = 800
