@@ -1,21 +1,37 @@
-"""What every test shares: the network stays out, and the folder a test lies in says what it needs."""
+"""What every test shares: the network stays out, and the folder a test lies in says what it needs.
 
+Units run in any order. Tests with an engine or a server are sorted by what they start, and run in one process: a
+start costs seconds, and engines that run at once starve each other.
+"""
+
+import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+# Before torch is imported, here and in what tests start: two processes of tests share two cores, and OpenMP's
+# threads do not outlive a fork.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("DO_NOT_TRACK", "1")
 
 import pytest
 from hypothesis import settings
+
+from tests.support import fork_server
+from tests.support.one import OneAtATime
+
+pytest_plugins = ["tests.support.times"]
 
 # A busy machine is no failure: no test here is about time.
 settings.register_profile("steerserve", deadline=None)
 settings.load_profile("steerserve")
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("DO_NOT_TRACK", "1")
-
-MARKER_OF_FOLDER = {"engine": "engine", "server": "server", "faults": "server"}
-ORDER = ["unit", "engine", "server", "faults"]
+STARTING = ["engine", "server"]
+SERVERS = ["attacked", "several", "server", "demo"]
 TESTS = Path(__file__).parent
+NUMBER = pytest.StashKey[int]()
+_numbers = itertools.count()
 
 
 def folder_of(item: pytest.Item) -> str:
@@ -23,10 +39,35 @@ def folder_of(item: pytest.Item) -> str:
     return item.path.relative_to(TESTS).parts[0]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by folder, and run the fast folders first; within one, the order stays."""
-    for item in items:
-        if marker := MARKER_OF_FOLDER.get(folder_of(item)):
-            item.add_marker(marker)
-    items.sort(key=lambda item: ORDER.index(folder_of(item)) if folder_of(item) in ORDER else -1)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark a test by its folder; what needs an engine is one group for pytest-xdist, as is each file of units."""
+    item.stash[NUMBER] = next(_numbers)
+    folder = folder_of(item)
+    if folder in STARTING:
+        item.add_marker(folder)
+    item.add_marker(pytest.mark.xdist_group("engines" if folder in STARTING else str(item.path)))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Units first, for they are fast; but the process of pytest-xdist that has the engines begins with them."""
+    units = [item for item in items if folder_of(item) not in STARTING]
+    others = sorted((item for item in items if folder_of(item) in STARTING), key=_place)
+    items[:] = others + units if hasattr(config, "workerinput") else units + others
+
+
+def _place(item: pytest.Item) -> tuple[object, ...]:
+    """By folder, by the engine or server that is started, by file, and as written."""
+    names = getattr(item, "fixturenames", ())
+    options = item.callspec.params.get("engine") if hasattr(item, "callspec") else None
+    started = repr(sorted(options.items(), key=repr)) if "engine" in names and options else ""
+    server = next((number for number, name in enumerate(SERVERS, 1) if name in names), 0)
+    return STARTING.index(folder_of(item)), started, server, str(item.path), item.stash[NUMBER]
+
+
+@pytest.fixture(scope="session")
+def running() -> Iterator[OneAtATime]:
+    """The engine or server that runs now, which tests share that need the same."""
+    fork_server.start()  # which imports while the first engine does what it does
+    with OneAtATime() as one:
+        yield one

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +13,16 @@ import torch
 
 from steerserve.sae import Direction, Hook, write_direction
 from tests.support.engine import Engine, start_engine
+from tests.support.forking import fork_engines, interpret
 from tests.support.models import D_MODEL, make_model
+from tests.support.one import OneAtATime
 from tests.support.saes import make_sae, make_trained
-
-# Holds a sitecustomize.py, which reaches the engine's processes by PYTHONPATH.
-INTERPRETER = Path(__file__).parents[1] / "support" / "interpreter"
 
 os.environ.setdefault("VLLM_PLUGINS", "steerserve")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
 
-
-def interpret(patch: pytest.MonkeyPatch) -> None:
-    """Let the engines that are started now run the V2 model runner, in Triton's interpreter."""
-    patch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
-    patch.setenv("PYTHONPATH", str(INTERPRETER), prepend=os.pathsep)
-    # This process, which runs no kernel, looked for Triton before there was any.
-    patch.setattr("vllm.config.vllm.HAS_TRITON", True)
+fork_engines()
 
 
 @pytest.fixture(scope="session")
@@ -73,18 +66,28 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="module")
 def engine(
-    request: pytest.FixtureRequest, models: Callable[[str], Path], assets: dict[str, Any]
-) -> Iterator[Engine]:
+    request: pytest.FixtureRequest,
+    running: OneAtATime,
+    models: Callable[[str], Path],
+    assets: dict[str, Any],
+) -> Engine:
     """An engine with everything served; parametrised indirectly by {"family": …, further LLM arguments}.
 
-    `runner: "v2"` asks for vLLM's V2 model runner, whose kernels Triton's interpreter runs on the CPU.
+    `runner: "v2"` asks for vLLM's V2 model runner, whose kernels Triton's interpreter runs on the CPU. Files that
+    ask for the same share it.
     """
-    options = dict(getattr(request, "param", {"family": "llama"}))
-    with pytest.MonkeyPatch.context() as patch:
-        if options.keys() & {"tensor_parallel_size", "pipeline_parallel_size"}:
-            patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-        if options.pop("runner", "v1") == "v2":
-            interpret(patch)
-        running = start_engine(models(options.pop("family")), assets, **options)
-        yield running
-        running.stop()
+    asked: dict[str, Any] = getattr(request, "param", {"family": "llama"})
+
+    @contextmanager
+    def start() -> Iterator[Engine]:
+        options = dict(asked)
+        with pytest.MonkeyPatch.context() as patch:
+            if options.keys() & {"tensor_parallel_size", "pipeline_parallel_size"}:
+                patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+            if options.pop("runner", "v1") == "v2":
+                interpret(patch)
+            started = start_engine(models(options.pop("family")), assets, **options)
+            yield started
+            started.stop()
+
+    return running.get(repr(sorted(asked.items())), start)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 
 from steerserve.errors import IncompatibleError
 from steerserve_vllm.setup import check_engine
+from tests.support import fork_server
 from tests.support.combinations import PAGE, combination
 
 GPU = {"device_config.device_type": "cuda"}
@@ -85,11 +85,10 @@ def test_what_one_runner_cannot_do_exactly_is_refused_there(changes: dict[str, A
         check_engine(_engine(changes))
 
 
-def test_the_table_in_the_docs_is_what_the_tests_say() -> None:
+def test_the_table_in_the_docs_is_what_the_tests_say(tmp_path: Path) -> None:
     code = "from tests.support.combinations import page; print(page(), end='')"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=True
-    )
+    done = fork_server.run("-c", code, folder=tmp_path, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.endswith(PAGE.read_text()), "write it again: python -m tests.support.combinations"
 
 

@@ -10,8 +10,8 @@ from vllm import SamplingParams
 from tests.support.combinations import both_runners, combination
 from tests.support.engine import Engine, random_prompts
 
-# Prompts are cut into chunks of at most 64 tokens, and share the step with others.
-pytestmark = both_runners({"family": "llama", "max_num_batched_tokens": 64, "max_num_seqs": 8})
+# Prompts are cut into chunks of at most 48 tokens, and share the step with others.
+pytestmark = both_runners()
 
 PUSH: dict[str, Any] = {"sae": "jump", "feature": 3, "op": "add", "value": 6.0}
 

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from steerserve.report import merge_workers
-from tests.engine.conftest import INTERPRETER
 from tests.support.combinations import RUNNERS, combination
 from tests.support.engine import engine_settings, random_prompts
+from tests.support.forking import INTERPRETER
 from tests.support.reference import Reference
 from tests.support.replicas import TICKET
+from tests.support.times import starting
 
 PLAN: list[dict[str, Any]] = [{"sae": "jump", "feature": 3, "op": "clamp", "value": 4.0}]
 REQUESTS = 8
@@ -50,15 +51,16 @@ def _serve(
     if runner == "v2":
         environment |= {"VLLM_USE_V2_MODEL_RUNNER": "1", "PYTHONPATH": str(INTERPRETER)}
     command = [sys.executable, "-m", "tests.support.replicas"]
-    done = subprocess.run(
-        command,
-        input=json.dumps(asked),
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    with starting():
+        done = subprocess.run(
+            command,
+            input=json.dumps(asked),
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
     assert done.returncode == 0, done.stderr[-4000:]
     answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return answer

@@ -12,10 +12,9 @@ from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from steerserve_vllm.ending import MARKER
 from tests.support.combinations import both_runners, combination
 from tests.support.engine import Engine, random_prompts
-from tests.support.firing import EXTENSION
 
 PLAN = {"interventions": [{"sae": "jump", "feature": 3, "op": "clamp", "value": 4.0}]}
-OPTIONS = {"family": "llama", "worker_extension_cls": EXTENSION, "disable_log_stats": False}
+OPTIONS = {"family": "llama"}
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2}
 LONG = random_prompts(1, [100], seed=61)[0]
 SHORT = random_prompts(1, [20], seed=62)[0]
@@ -30,6 +29,7 @@ def _nothing_is_left_behind(engine: Engine) -> Iterator[None]:
     yield
     # Refused while a single block of the cache is in use.
     assert engine.llm.reset_prefix_cache()
+    engine.llm.collective_rpc("hold_fire")
 
 
 def fire(engine: Engine, expected: dict[str, list[int]] | None = None, **positions: list[int]) -> None:
@@ -70,7 +70,7 @@ def counter(engine: Engine, name: str) -> float:
     return sum(metric.value for metric in engine.llm.get_metrics() if metric.name == name)
 
 
-@both_runners(OPTIONS)
+@both_runners()
 class TestEnding:
     def test_what_was_computed_from_there_on_is_read_from_the_cache_by_nobody(self, engine: Engine) -> None:
         fire(engine, t=[60])

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
+from tests.support import fork_server
 from tests.support.families import FAMILIES, N_LAYERS
 
 
 @pytest.fixture(scope="module")
 def hooked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tests.support.families", str(tmp_path_factory.mktemp("families"))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    folder = tmp_path_factory.mktemp("families")
+    done = fork_server.run("-m", "tests.support.families", str(folder), folder=folder, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result

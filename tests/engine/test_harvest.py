@@ -23,9 +23,9 @@ from steerserve.training.shards import ShardReader
 from steerserve_vllm.harvest_progress import Report
 from steerserve_vllm.harvester import Harvester
 from steerserve_vllm.streaming import stream
-from tests.engine.conftest import interpret
 from tests.engine.harvesting import ENGINE, LAYERS, LONGEST, fingerprints, start_command
 from tests.support.engine import random_prompts
+from tests.support.forking import interpret
 from tests.support.models import BOS, N_LAYERS
 
 PROMPTS = random_prompts(40, [5, 40, 110], seed=51)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.combinations import V1, V2
 from tests.support.engine import Engine, Reply, random_prompts
 from tests.support.reference import Steering
 
@@ -115,12 +116,12 @@ LENGTHS = [1, 5, 12, 17, 33, 60, 110, 150]
 @pytest.mark.parametrize(
     "engine",
     [
-        {"family": "llama", "enforce_eager": False},
+        V1,
         {"family": "gemma2"},
         {"family": "gpt2"},
         {"family": "qwen3"},
         {"family": "olmo2"},
-        {"family": "llama", "runner": "v2"},
+        V2,
     ],
     indirect=True,
     ids=lambda options: "-".join([options["family"], *options.get("runner", "").split()]),

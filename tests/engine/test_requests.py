@@ -13,7 +13,7 @@ from vllm.sampling_params import StructuredOutputsParams
 from tests.support.combinations import both_runners, combination
 from tests.support.engine import Engine, random_prompts
 
-pytestmark = both_runners({"family": "llama"})
+pytestmark = both_runners()
 
 CLAMP: dict[str, Any] = {"sae": "jump", "feature": 3, "op": "clamp", "value": 9.0}
 OTHER: dict[str, Any] = {"sae": "std", "feature": 4, "op": "add", "value": 5.0}

@@ -35,7 +35,7 @@ def _counter(engine: Engine, name: str) -> float:
 
 
 @combination("forced preemption", "chunked prefill")
-@both_runners({"family": "llama", "num_gpu_blocks_override": 14, "disable_log_stats": False}, "scarce-cache")
+@both_runners({"family": "llama", "num_gpu_blocks_override": 14}, "scarce-cache")
 def test_preempted_and_resumed_requests_are_steered_and_counted_once(engine: Engine) -> None:
     prompts = random_prompts(8, [60], seed=41)
     tickets = [f"p{i}" for i in range(8)]
@@ -51,7 +51,6 @@ def test_preempted_and_resumed_requests_are_steered_and_counted_once(engine: Eng
 @both_runners(
     {
         "family": "llama",
-        "disable_log_stats": False,
         "speculative_config": {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2},
     },
     "ngram",

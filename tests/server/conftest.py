@@ -9,9 +9,9 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,12 @@ from openai import OpenAI
 
 from steerserve.sae import Direction, Hook, Label, Manifest, write_direction, write_manifest
 from steerserve.sae.manifest import HookEntry, ModelEntry
+from tests.support import fork_server
+from tests.support.fork_server import Command
 from tests.support.models import D_MODEL, make_model
+from tests.support.one import OneAtATime
 from tests.support.saes import D_SAE, make_sae
+from tests.support.times import starting
 
 KEY = "let-me-in"
 LAYER = 1
@@ -32,7 +36,7 @@ LAYER = 1
 MAX_LENGTH = 4096
 START_SECONDS = 240
 # `vllm serve` asks for a distribution named "vllm", which the CPU build is not.
-VLLM_SERVE = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry"]
+VLLM_SERVE = ["-m", "vllm.entrypoints.launchers.api_server.entry"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Server:
 
     url: str
     log: Path
-    process: subprocess.Popen[bytes]
+    process: Command
     http: httpx.Client
     openai: OpenAI
 
@@ -74,24 +78,32 @@ class Server:
         return False
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("server")
-    log = folder / "log"
-    port = _free_port()
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            _command(folder, port), stdout=out, stderr=out, env=_environment(), start_new_session=True
-        )
+@pytest.fixture(scope="module")
+def server(running: OneAtATime, tmp_path_factory: pytest.TempPathFactory) -> Server:
+    def start() -> AbstractContextManager[Server]:
+        folder, port = tmp_path_factory.mktemp("server"), free_port()
+        return serve(_command(folder, port), port, KEY, folder / "log", environment())
+
+    return running.get("server", start)
+
+
+@contextmanager
+def serve(command: list[str], port: int, key: str, log: Path, environment: dict[str, str]) -> Iterator[Server]:
+    """Start a server by a command line of Python, wait until it answers, and end it."""
     url = f"http://127.0.0.1:{port}"
-    head = {"authorization": f"Bearer {KEY}"}
-    http = httpx.Client(base_url=url, headers=head, timeout=60)
+    with starting():
+        with log.open("wb") as out:
+            process = fork_server.command(*command, stdout=out, stderr=out, env=environment)
+        http = httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=120)
+        try:
+            _wait(http, process, log)
+        except BaseException:
+            _stop(process)
+            raise
     try:
-        _wait(http, process, log)
-        with OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=60) as openai:
+        with closing(http), OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=120) as openai:
             yield Server(url, log, process, http, openai)
     finally:
-        http.close()
         _stop(process)
 
 
@@ -101,8 +113,8 @@ def _log_on_failure(server: Server, request: pytest.FixtureRequest) -> Iterator[
     alive = server.process.poll() is None
     yield
     if request.session.testsfailed > failed or not alive:
-        print(_tail(server.log))
-    assert server.process.poll() is None, "the server died:\n" + _tail(server.log)
+        print(tail(server.log))
+    assert server.process.poll() is None, "the server died:\n" + tail(server.log)
 
 
 def _command(folder: Path, port: int) -> list[str]:
@@ -112,8 +124,8 @@ def _command(folder: Path, port: int) -> list[str]:
     written = json.loads(config_file.read_text(encoding="utf-8"))
     written["max_position_embeddings"] = MAX_LENGTH
     config_file.write_text(json.dumps(written), encoding="utf-8")
-    config = {"saes": [{"name": "demo", "path": str(_labelled_sae(folder / "sae"))}]}
-    config["directions"] = [{"name": "french", "path": str(_direction(folder / "french.safetensors"))}]
+    config = {"saes": [{"name": "demo", "path": str(labelled_sae(folder / "sae"))}]}
+    config["directions"] = [{"name": "french", "path": str(direction(folder / "french.safetensors"))}]
     flags = {
         "model": str(model),
         "served-model-name": "tiny",
@@ -129,7 +141,7 @@ def _command(folder: Path, port: int) -> list[str]:
     return [*VLLM_SERVE, *words, "--enforce-eager", "--enable-scale-out"]
 
 
-def _labelled_sae(folder: Path) -> Path:
+def labelled_sae(folder: Path) -> Path:
     make_sae(folder, "jumprelu", LAYER)
     names = ["cfg.json", "sae_weights.safetensors"]
     files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
@@ -146,13 +158,14 @@ def _labelled_sae(folder: Path) -> Path:
     return folder
 
 
-def _direction(path: Path) -> Path:
+def direction(path: Path) -> Path:
     vector = torch.nn.functional.normalize(torch.ones(D_MODEL), dim=0)
     write_direction(path, Direction("french", vector, Hook(LAYER, "resid_post")))
     return path
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """What every server here is started with."""
     return os.environ | {
         "VLLM_PLUGINS": "steerserve",
         "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -163,28 +176,29 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port on which nothing listens."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]
         return port
 
 
-def _wait(http: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait(http: httpx.Client, process: Command, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            pytest.fail("the server did not start:\n" + _tail(log), pytrace=False)
+            pytest.fail("the server did not start:\n" + tail(log), pytrace=False)
         try:
             if http.get("/health").status_code == 200:
                 return
         except httpx.TransportError:
             pass
         time.sleep(0.5)
-    pytest.fail(f"no server within {START_SECONDS} s:\n" + _tail(log), pytrace=False)
+    pytest.fail(f"no server within {START_SECONDS} s:\n" + tail(log), pytrace=False)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: Command) -> None:
     """End the process group that was started here, by its id."""
     for kind in (signal.SIGTERM, signal.SIGKILL):
         try:
@@ -194,7 +208,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             continue
 
 
-def _tail(log: Path) -> str:
+def tail(log: Path) -> str:
     """The end of the log without the lines that say that all is well."""
     lines = log.read_text(errors="replace").splitlines()
     return "\n".join(line for line in lines if " INFO " not in line and "INFO: " not in line)[-8000:]

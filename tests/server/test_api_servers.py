@@ -12,9 +12,9 @@ import pytest
 
 from steerserve.audit import verify
 from tests.server import conftest as plain
-from tests.server.attack import running
 from tests.server.attack.log import verified
-from tests.server.attack.running import HELD, Attacked, policy
+from tests.server.attack.running import HELD, Attacked, policy, start
+from tests.support.one import OneAtATime
 
 SERVERS = 2
 # As long as a server may take to look at the folder again, twice.
@@ -22,9 +22,9 @@ SETTLED = 1.5
 
 
 @pytest.fixture(scope="module")
-def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
-    with running.start(tmp_path_factory.mktemp("several"), "--api-server-count", str(SERVERS)) as found:
-        yield found
+def several(running: OneAtATime, tmp_path_factory: pytest.TempPathFactory) -> Attacked:
+    words = ("--api-server-count", str(SERVERS))
+    return running.get("several", lambda: start(tmp_path_factory.mktemp("several"), *words))
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def _log_on_failure(several: Attacked, request: pytest.FixtureRequest) -> Iterat
     failed = request.session.testsfailed
     yield
     if request.session.testsfailed > failed:
-        print(plain._tail(several.server.log))
+        print(plain.tail(several.server.log))
 
 
 def send(several: Attacked, name: str, steering: dict[str, Any], count: int) -> list[httpx.Response]:

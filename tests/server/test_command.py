@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 
 from steerserve.cli import serve_command
 from steerserve.errors import ConfigError, KeyFileError, PolicyError
+from tests.support import fork_server
 
 DEMO = Path(__file__).parents[2] / "sae_weights" / "demo"
 LOCAL = ["--host", "127.0.0.1"]
@@ -22,9 +22,9 @@ def _log_on_failure() -> None:
     """Instead of the folder's fixture of this name, which would start the folder's server too."""
 
 
-def test_vllm_lists_its_own_flags_behind_our_command() -> None:
+def test_vllm_lists_its_own_flags_behind_our_command(tmp_path: Path) -> None:
     command, environment = serve_command("m", OURS, ["--help=listgroup"])
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    done = fork_server.run(*command[1:], env=environment, folder=tmp_path, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "--help" in done.stdout
 

@@ -6,6 +6,7 @@ import asyncio
 import io
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from demo.show import show_all
 from demo.steer import TEMPERATURE, TOKENS
 from steerserve.sae import open_sae
 from steerserve.sae.files import sha256_of
+from tests.support.one import OneAtATime
+from tests.support.times import starting
 
 ASSETS = Path(__file__).parents[2] / "sae_weights" / "demo"
 CARDS = read_cards(ASSETS)
@@ -38,10 +41,15 @@ def _log_on_failure() -> None:
 
 
 @pytest.fixture(scope="module")
-def demo() -> Iterator[DemoServer]:
-    with DemoServer(ASSETS) as server:
-        server.wait()
-        yield server
+def demo(running: OneAtATime) -> DemoServer:
+    @contextmanager
+    def start() -> Iterator[DemoServer]:
+        with DemoServer(ASSETS) as server:
+            with starting():
+                server.wait()
+            yield server
+
+    return running.get("demo", start)
 
 
 def labels(server: DemoServer, wanted: Wanted, samples: int = SAMPLES) -> dict[str, Counter[str]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-__all__ = ["PAGE", "RUNNERS", "both_runners", "collect", "combination", "page"]
+__all__ = ["PAGE", "RUNNERS", "V1", "V2", "both_runners", "collect", "combination", "page"]
 
 PAGE = Path(__file__).parents[2] / "docs" / "combinations.md"
 _HEAD = """# What works beside steering
@@ -26,6 +26,9 @@ tests run on the CPU, eagerly, with vLLM's kernels and ours in Triton's interpre
 
 """
 RUNNERS = ("v1", "v2")
+# The engines that most files share. What Triton's interpreter runs cannot be compiled.
+V1: dict[str, Any] = {"family": "llama", "enforce_eager": False}
+V2: dict[str, Any] = {"family": "llama", "runner": "v2"}
 
 
 def combination(*features: str, refused: str | None = None) -> Any:
@@ -33,9 +36,14 @@ def combination(*features: str, refused: str | None = None) -> Any:
     return pytest.mark.combination(*features, refused=refused)
 
 
-def both_runners(options: dict[str, Any], name: str = "", **v2: Any) -> Any:
-    """Parametrise `engine` by the model runner. Args: v2: what the V2 runner needs besides."""
-    settings = [options, {**options, "runner": "v2", **v2}]
+def both_runners(options: dict[str, Any] | None = None, name: str = "", **v2: Any) -> Any:
+    """Parametrise `engine` by the model runner.
+
+    Args:
+        options: of the engine; without them it is the one that most files share.
+        v2: what the V2 runner needs besides.
+    """
+    settings = [V1, V2] if options is None else [options, {**options, "runner": "v2", **v2}]
     ids = ["-".join(filter(None, (name, runner))) for runner in RUNNERS]
     return pytest.mark.parametrize("engine", settings, indirect=True, ids=ids)
 

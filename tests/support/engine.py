@@ -11,8 +11,10 @@ from typing import Any
 from vllm import LLM, SamplingParams
 from vllm.lora.request import LoRARequest
 
+from .firing import EXTENSION
 from .models import BOS, VOCAB
 from .reference import Reference, Steering
+from .times import starting
 
 
 @dataclass
@@ -109,13 +111,15 @@ def engine_settings(assets: dict[str, Any]) -> dict[str, Any]:
         "block_size": 32,
         "gpu_memory_utilization": 0.2,
         "seed": 0,
-        "disable_log_stats": True,
+        "disable_log_stats": False,
+        "worker_extension_cls": EXTENSION,
     }
 
 
 def start_engine(model: Path, assets: dict[str, Any], **options: Any) -> Engine:
     """Start vLLM with every SAE and direction of `assets`. Args: options: change `engine_settings`."""
-    llm = LLM(str(model), **(engine_settings(assets) | options))
+    with starting():
+        llm = LLM(str(model), **(engine_settings(assets) | options))
     return Engine(llm, Reference(model, assets["saes"], assets["directions"]))
 
 

@@ -40,6 +40,15 @@ class Firing:
             runtime.__class__ = _firing(type(runtime))
             runtime.fires = {}
 
+    def hold_fire(self) -> None:
+        """Let the runtime decide for itself again."""
+        attached = attached_to_runner(self.model_runner)
+        assert attached is not None
+        runtime: Any = attached.runtime
+        if hasattr(runtime, "fires"):
+            runtime.__class__ = type(runtime).__base__
+            del runtime.fires
+
     def fired(self) -> dict[str, int]:
         """How often each ticket has, whether that ended a request or not."""
         return dict(_FIRED)

@@ -25,7 +25,9 @@ async def _serve(asked: dict[str, Any]) -> dict[str, Any]:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     from steerserve_vllm.endpoint import ask_workers
+    from tests.support.forking import fork_engines
 
+    fork_engines()
     engine = AsyncLLM.from_engine_args(AsyncEngineArgs(asked["model"], **asked["settings"]))
     try:
         pairs = zip(asked["prompts"], asked["steering"], strict=True)

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 import pytest
 
 from tests.server import conftest as plain
-from tests.server.attack import running
-from tests.server.attack.running import Attacked
+from tests.server.attack.running import Attacked, start
+from tests.support.one import OneAtATime
 
 
-@pytest.fixture(scope="session")
-def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
-    with running.start(tmp_path_factory.mktemp("attacked")) as found:
-        yield found
+@pytest.fixture(scope="module")
+def attacked(running: OneAtATime, tmp_path_factory: pytest.TempPathFactory) -> Attacked:
+    return running.get("attacked", lambda: start(tmp_path_factory.mktemp("attacked")))
 
 
 @pytest.fixture(autouse=True)
@@ -23,5 +22,5 @@ def _log_on_failure(attacked: Attacked, request: pytest.FixtureRequest) -> Itera
     yield
     died = attacked.server.process.poll() is not None and not attacked.killed
     if request.session.testsfailed > failed or died:
-        print(plain._tail(attacked.server.log))
-    assert not died, "the server died:\n" + plain._tail(attacked.server.log)
+        print(plain.tail(attacked.server.log))
+    assert not died, "the server died:\n" + plain.tail(attacked.server.log)

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import httpx
-from openai import OpenAI
 
 from steerserve.access.key_entry import new_entry
 from steerserve.access.key_file import change_key_file
@@ -88,26 +83,10 @@ def start(folder: Path, *options: str) -> Iterator[Attacked]:
         path.mkdir()
     _write_policies(folders["policies"])
     keys = _write_keys(folder / "keys.yaml")
-    port, log = plain._free_port(), folder / "log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [*_command(folder, port), *options],
-            cwd=ROOT,
-            stdout=out,
-            stderr=out,
-            env=_environment(),
-            start_new_session=True,
-        )
-    url = f"http://127.0.0.1:{port}"
-    http = httpx.Client(base_url=url, headers={"authorization": f"Bearer {keys['all']}"}, timeout=120)
-    try:
-        plain._wait(http, process, log)
-        with OpenAI(base_url=f"{url}/v1", api_key=keys["all"], max_retries=0, timeout=120) as openai:
-            server = Server(url, log, process, http, openai)
-            yield Attacked(server, keys, **folders, sae=folder / "sae")
-    finally:
-        http.close()
-        plain._stop(process)
+    port = plain.free_port()
+    command = [*_command(folder, port), *options]
+    with plain.serve(command, port, keys["all"], folder / "log", _environment()) as server:
+        yield Attacked(server, keys, **folders, sae=folder / "sae")
 
 
 def _write_policies(folder: Path) -> None:
@@ -131,7 +110,7 @@ def _write_keys(path: Path) -> dict[str, str]:
 
 def _command(folder: Path, port: int) -> list[str]:
     model = make_model(folder / "model", "llama", never_special=True)
-    sae = str(plain._labelled_sae(folder / "sae"))
+    sae = str(plain.labelled_sae(folder / "sae"))
     late = str(make_sae(folder / "late", "standard", LAYER + 1, seed=1))
     config = {
         "saes": [
@@ -139,7 +118,7 @@ def _command(folder: Path, port: int) -> list[str]:
             {"name": "twin", "path": sae},
             {"name": "late", "path": late},
         ],
-        "directions": [{"name": "french", "path": str(plain._direction(folder / "french.safetensors"))}],
+        "directions": [{"name": "french", "path": str(plain.direction(folder / "french.safetensors"))}],
         "policies": str(folder / "policies"),
         "keys": str(folder / "keys.yaml"),
         "audit": {"folder": str(folder / "audit")},
@@ -156,12 +135,12 @@ def _command(folder: Path, port: int) -> list[str]:
         "additional-config": json.dumps({"steerserve": config}),
     }
     words = [word for name, value in flags.items() for word in (f"--{name}", value)]
-    serve = [sys.executable, "-m", "steerserve_vllm.vllm_command", "serve", str(model)]
+    serve = ["-m", "steerserve_vllm.vllm_command", "serve", str(model)]
     return [*serve, *words, "--enforce-eager", "--enable-scale-out", "--enable-request-id-headers"]
 
 
 def _environment() -> dict[str, str]:
-    return plain._environment() | {
+    return plain.environment() | {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
         # For /collective_rpc, which reads what the worker saw, and for the routes that come with it.
