@@ -73,8 +73,8 @@ def engine(
 ) -> Engine:
     """An engine with everything served; parametrised indirectly by {"family": …, further LLM arguments}.
 
-    `runner: "v2"` asks for vLLM's V2 model runner, whose kernels Triton's interpreter runs on the CPU. Files that
-    ask for the same share it.
+    `runner: "v2"` asks for vLLM's V2 model runner, whose kernels Triton's interpreter runs on the CPU. Files
+    that ask for the same share it.
     """
     asked: dict[str, Any] = getattr(request, "param", {"family": "llama"})
 

@@ -11,7 +11,7 @@ from tests.support.combinations import both_runners, combination
 from tests.support.engine import Engine, random_prompts
 
 # Prompts are cut into chunks of at most 48 tokens, and share the step with others.
-pytestmark = both_runners()
+pytestmark = both_runners(slow_v2=True)
 
 PUSH: dict[str, Any] = {"sae": "jump", "feature": 3, "op": "add", "value": 6.0}
 

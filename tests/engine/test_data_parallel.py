@@ -24,6 +24,7 @@ PLAN: list[dict[str, Any]] = [{"sae": "jump", "feature": 3, "op": "clamp", "valu
 REQUESTS = 8
 
 
+@pytest.mark.slow
 @combination("data parallelism (DP = 2)")
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_every_replica_steers_and_the_report_holds_all_of_them(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +16,38 @@ from vllm.exceptions import VLLMValidationError
 from demo.prompts import DOMAIN_PROMPTS, NEUTRAL_PROMPTS
 from steerserve.sae import open_sae
 from tests.support.engine import stop_engine
+from tests.support.one import OneAtATime
+from tests.support.scale import REST, amount, scaled
+from tests.support.times import starting
 
 DEMO = Path(__file__).parents[2] / "sae_weights" / "demo"
 CARD = json.loads((DEMO / "features.json").read_text())["insult"]
 HELD = sorted({*CARD["ablate"], *(item["feature"] for item in CARD["features"])})
-REQUESTS = int(os.environ.get("ATTACK_REQUESTS", "500"))
+REQUESTS = amount(500, 150, "ATTACK_REQUESTS")
 EVERYWHERE = {"special_tokens": True}
 
 
 @pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
-    folder = tmp_path_factory.mktemp("policies")
+def llm(running: OneAtATime, tmp_path_factory: pytest.TempPathFactory) -> LLM:
+    return running.get("demo policy", lambda: start(tmp_path_factory.mktemp("policies")))
+
+
+@contextmanager
+def start(folder: Path) -> Iterator[LLM]:
     entries = [{"sae": "demo", "feature": f, "op": "ablate", "where": EVERYWHERE} for f in HELD]
     head = {"name": "no-insults", "version": 1, "mode": "enforce", "owner": "o", "reason": "r"}
     (folder / "no-insults.yaml").write_text(json.dumps({**head, "interventions": entries}))
     saes = [{"name": name, "path": str(DEMO / "sae")} for name in ("demo", "twin")]
-    llm = LLM(
-        str(DEMO / "model"),
-        additional_config={"steerserve": {"saes": saes, "policies": str(folder)}},
-        worker_extension_cls="tests.support.observer.Observer",
-        max_model_len=256,
-        max_num_seqs=64,
-        enforce_eager=True,
-        gpu_memory_utilization=0.2,
-    )
+    with starting():
+        llm = LLM(
+            str(DEMO / "model"),
+            additional_config={"steerserve": {"saes": saes, "policies": str(folder)}},
+            worker_extension_cls="tests.support.observer.Observer",
+            max_model_len=256,
+            max_num_seqs=64,
+            enforce_eager=True,
+            gpu_memory_utilization=0.2,
+        )
     yield llm
     stop_engine(llm)
 
@@ -66,11 +74,12 @@ def hostile(rng: random.Random, d_sae: int) -> dict[str, Any] | None:
     return {"interventions": changes} if changes else None
 
 
+@scaled
 def test_no_token_has_an_insult_feature_behind_the_hook(llm: LLM) -> None:
     sae = open_sae(DEMO / "sae")
     assert sae.hook is not None
     llm.collective_rpc("attack_observe", args=(str(DEMO / "sae"), HELD, sae.hook.layer))
-    rng = random.Random(3)
+    rng = random.Random(3 + REST)
     prompts = [
         *NEUTRAL_PROMPTS,
         *(prompt for own in DOMAIN_PROMPTS.values() for prompt in own),

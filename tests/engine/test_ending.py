@@ -70,7 +70,7 @@ def counter(engine: Engine, name: str) -> float:
     return sum(metric.value for metric in engine.llm.get_metrics() if metric.name == name)
 
 
-@both_runners()
+@both_runners(slow_v2=True)
 class TestEnding:
     def test_what_was_computed_from_there_on_is_read_from_the_cache_by_nobody(self, engine: Engine) -> None:
         fire(engine, t=[60])
@@ -187,6 +187,7 @@ class TestEnding:
         assert [tokens_of(s) for s in samples] == [t[: kept.get(i, 8)] for i, t in enumerate(alone)]
 
 
+@pytest.mark.slow
 @combination("ending a request", "n-gram speculation")
 @both_runners({**OPTIONS, "speculative_config": NGRAM}, "ngram")
 class TestSpeculation:
@@ -223,6 +224,7 @@ def repeat(engine: Engine, **settings: Any) -> Any:
     return one(engine, PATTERN, structured_outputs=choice, **settings)
 
 
+@pytest.mark.slow
 @combination("ending a request", "tensor parallelism (TP = 2)")
 @pytest.mark.parametrize("engine", [{**OPTIONS, "tensor_parallel_size": 2}], indirect=True, ids=["tp2-v1"])
 def test_an_output_that_comes_from_another_process_carries_the_fires(engine: Engine) -> None:
@@ -234,6 +236,7 @@ def test_an_output_that_comes_from_another_process_carries_the_fires(engine: Eng
         assert tokens_of(sample) == whole[:kept]
 
 
+@pytest.mark.slow
 @combination("ending a request", "forced preemption")
 @pytest.mark.parametrize(
     "engine", [{**OPTIONS, "num_gpu_blocks_override": 14}], indirect=True, ids=["scarce-cache-v1"]

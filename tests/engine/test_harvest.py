@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from tests.engine.harvesting import ENGINE, LAYERS, LONGEST, fingerprints, start
 from tests.support.engine import random_prompts
 from tests.support.forking import interpret
 from tests.support.models import BOS, N_LAYERS
+from tests.support.one import OneAtATime
+from tests.support.times import starting
 
 PROMPTS = random_prompts(40, [5, 40, 110], seed=51)
 RUN: dict[str, Any] = {"batch": 8, "rows_per_shard": 400}
@@ -53,9 +56,16 @@ def hollow(models: Callable[[str], Path], tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="module")
-def harvester(hollow: Callable[[str], Path]) -> Iterator[Harvester]:
-    with Harvester(str(hollow("llama")), HarvestPoints(layer=LAYERS), **ENGINE) as running:
-        yield running
+def harvester(running: OneAtATime, hollow: Callable[[str], Path]) -> Harvester:
+    return running.get("harvester", lambda: start(hollow("llama"), HarvestPoints(layer=LAYERS)))
+
+
+@contextmanager
+def start(model: Path, points: HarvestPoints, **more: Any) -> Iterator[Harvester]:
+    with starting():
+        started = Harvester(str(model), points, **(ENGINE | more))
+    with started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +218,7 @@ ShardWriter(sys.argv[1], 64, "resid_post.0", "another", resume=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_harvest_killed_hard_goes_on_to_the_files_of_one_that_never_was(
     hollow: Callable[[str], Path], harvester: Harvester, tmp_path: Path
@@ -245,6 +256,7 @@ def _when_free(harvest: Callable[[], object]) -> None:
     raise AssertionError("a killed harvest still holds its folder")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "family_and_more",
@@ -271,17 +283,18 @@ def test_the_pass_ends_at_the_hooked_layer_in_every_kind_of_engine(
     if more.pop("runner", "v1") == "v2":
         interpret(monkeypatch)
     prompts = PROMPTS[:12]
-    with Harvester(str(hollow(family)), HarvestPoints(layer=1), **(ENGINE | more)) as harvester:
+    with start(hollow(family), HarvestPoints(layer=1), **more) as harvester:
         assert harvester.run(prompts, tmp_path) == sum(len(prompt) - 1 for prompt in prompts)
     check_against_transformers(models(family), prompts, 1, read(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_embeddings_are_harvested_and_streamed_without_running_any_layer(
     models: Callable[[str], Path], tmp_path: Path
 ) -> None:
     points = HarvestPoints(layer=0, hook="resid_pre")
-    with Harvester(str(models("llama")), points, **ENGINE) as harvester:
+    with start(models("llama"), points) as harvester:
         harvester.run(PROMPTS, tmp_path / "out")
         endless = (prompt for _ in range(1000) for prompt in PROMPTS)
         with stream(harvester, endless, 500, ahead=100, folder=tmp_path) as source:

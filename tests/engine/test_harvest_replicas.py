@@ -43,6 +43,7 @@ def replica_pids(parent: int) -> dict[int, int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_replicas_write_what_transformers_computes_also_when_one_of_them_is_killed(
     models: Callable[[str], Path], tmp_path: Path

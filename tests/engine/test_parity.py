@@ -109,6 +109,9 @@ def _differ(one: Reply, other: Reply) -> bool:
     return one.tokens != other.tokens or any(abs(a - b) > 1e-3 for a, b in pairs)
 
 
+OTHERS = ["gemma2", "gpt2", "qwen3", "olmo2"]
+
+
 # Shorter than a block, and longer than three prefill chunks.
 LENGTHS = [1, 5, 12, 17, 33, 60, 110, 150]
 
@@ -117,14 +120,11 @@ LENGTHS = [1, 5, 12, 17, 33, 60, 110, 150]
     "engine",
     [
         V1,
-        {"family": "gemma2"},
-        {"family": "gpt2"},
-        {"family": "qwen3"},
-        {"family": "olmo2"},
+        *(pytest.param({"family": family}, marks=pytest.mark.slow) for family in OTHERS),
         V2,
     ],
     indirect=True,
-    ids=lambda options: "-".join([options["family"], *options.get("runner", "").split()]),
+    ids=["llama", *OTHERS, "llama-v2"],
 )
 class TestParity:
     def test_every_op_architecture_window_and_condition_matches_a_hook_with_saelens(

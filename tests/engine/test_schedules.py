@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from vllm.lora.request import LoRARequest
 
 from steerserve.report import merge_workers
@@ -12,6 +13,9 @@ from tests.support.combinations import both_runners, combination
 from tests.support.engine import Engine, random_prompts
 from tests.support.lora import make_adapter, merge_adapter
 from tests.support.models import BOS, EOS, PAD
+
+# Each needs an engine of its own.
+pytestmark = pytest.mark.slow
 
 PLAN: list[dict[str, Any]] = [
     {"sae": "jump", "feature": 3, "op": "clamp", "value": 4.0},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import sys
 from collections.abc import Callable
@@ -12,10 +11,12 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.strategies import SearchStrategy
 
+from tests.support.scale import amount
+
 __all__ = ["EXAMPLES", "examine", "run"]
 
 # For a run by hand: 4000, which makes more than 20,000 in all.
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "150"))
+EXAMPLES = amount(150, 40, "FUZZ_EXAMPLES")
 _BYTES = 4096
 _PHASES = (Phase.explicit, Phase.generate, Phase.shrink)
 

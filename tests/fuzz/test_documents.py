@@ -19,6 +19,9 @@ from steerserve.policy.enforcement import InForce, compile_policies
 from tests.fuzz import checkpoint, spec
 from tests.fuzz.fuzzing import EXAMPLES, examine
 from tests.fuzz.strategies import AUDIT_LINES, JSON, KEY_FILES, POLICIES, mutated
+from tests.support.scale import scaled
+
+pytestmark = scaled
 
 
 def as_yaml(value: Any) -> bytes:

@@ -88,7 +88,9 @@ def server(running: OneAtATime, tmp_path_factory: pytest.TempPathFactory) -> Ser
 
 
 @contextmanager
-def serve(command: list[str], port: int, key: str, log: Path, environment: dict[str, str]) -> Iterator[Server]:
+def serve(
+    command: list[str], port: int, key: str, log: Path, environment: dict[str, str]
+) -> Iterator[Server]:
     """Start a server by a command line of Python, wait until it answers, and end it."""
     url = f"http://127.0.0.1:{port}"
     with starting():

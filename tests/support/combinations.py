@@ -36,14 +36,18 @@ def combination(*features: str, refused: str | None = None) -> Any:
     return pytest.mark.combination(*features, refused=refused)
 
 
-def both_runners(options: dict[str, Any] | None = None, name: str = "", **v2: Any) -> Any:
+def both_runners(
+    options: dict[str, Any] | None = None, name: str = "", *, slow_v2: bool = False, **v2: Any
+) -> Any:
     """Parametrise `engine` by the model runner.
 
     Args:
         options: of the engine; without them it is the one that most files share.
+        slow_v2: leave the V2 runner, whose kernels are interpreted, to `make test-rest`.
         v2: what the V2 runner needs besides.
     """
-    settings = [V1, V2] if options is None else [options, {**options, "runner": "v2", **v2}]
+    v1, other = (V1, V2) if options is None else (options, {**options, "runner": "v2", **v2})
+    settings = [v1, pytest.param(other, marks=pytest.mark.slow) if slow_v2 else other]
     ids = ["-".join(filter(None, (name, runner))) for runner in RUNNERS]
     return pytest.mark.parametrize("engine", settings, indirect=True, ids=ids)
 

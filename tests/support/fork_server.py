@@ -113,7 +113,9 @@ def start() -> socket.socket:
     with theirs:
         # One thread: what a fork finds of OpenMP's pool are its locks, and none of its threads.
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment["PYTHONPATH"] = os.pathsep.join(
+            [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        )
         server = subprocess.Popen(
             [sys.executable, "-m", "tests.support.fork_server", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],

@@ -40,7 +40,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Add a phase of a test to its file."""
     counts = _files.setdefault(report.nodeid.split("::")[0], Counter())
     starts = getattr(report, "starts", [])
-    counts.update(tests=report.when == "call", seconds=report.duration, starts=len(starts), starting=sum(starts))
+    counts.update(
+        tests=report.when == "call", seconds=report.duration, starts=len(starts), starting=sum(starts)
+    )
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

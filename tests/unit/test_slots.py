@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from steerserve.slots import SlotTable
+from tests.support.scale import amount, scaled
 
 CAPACITY = 4
 
@@ -55,8 +56,8 @@ class Slots(RuleBasedStateMachine):
         assert self.table.in_use == len(self.holders)
 
 
-Slots.TestCase.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
-TestSlots = Slots.TestCase
+Slots.TestCase.settings = settings(max_examples=amount(200, 50), stateful_step_count=60, deadline=None)
+TestSlots = scaled(Slots.TestCase)
 
 
 def test_a_plan_that_returns_finds_its_rows_again() -> None:

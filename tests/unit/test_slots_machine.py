@@ -28,6 +28,7 @@ from steerserve.sae import FeatureRows
 from steerserve.spec import parse_spec
 from steerserve.steer.buffers import CEILING, A
 from tests.support.models import D_MODEL, VOCAB
+from tests.support.scale import amount, scaled
 
 CAPACITY = 4
 POINTS = (2, 3)
@@ -280,8 +281,8 @@ class Requests(RuleBasedStateMachine):
         _end_all(self.worker)
 
 
-Requests.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
-TestRequests = Requests.TestCase
+Requests.TestCase.settings = settings(max_examples=amount(100, 40), stateful_step_count=30, deadline=None)
+TestRequests = scaled(Requests.TestCase)
 
 
 def _end_all(worker: Worker) -> None:

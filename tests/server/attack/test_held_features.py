@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from collections import Counter
 from typing import Any
@@ -12,8 +11,9 @@ import httpx
 
 from tests.server.attack.hostile import hostile_request
 from tests.server.attack.running import Attacked
+from tests.support.scale import REST, amount, scaled
 
-REQUESTS = int(os.environ.get("ATTACK_REQUESTS", "500"))
+REQUESTS = amount(500, 150, "ATTACK_REQUESTS")
 AT_ONCE = 12
 
 
@@ -29,9 +29,10 @@ async def crowd(attacked: Attacked, asked: list[tuple[str, dict[str, Any]]]) -> 
         return await asyncio.gather(*(one(path, body) for path, body in asked))
 
 
+@scaled
 def test_no_token_of_hostile_requests_holds_a_held_feature(attacked: Attacked) -> None:
     attacked.observe()
-    rng = random.Random(20)
+    rng = random.Random(20 + REST)
     asked = [hostile_request(rng) for _ in range(REQUESTS)]
     replies = asyncio.run(crowd(attacked, asked))
     failed = [

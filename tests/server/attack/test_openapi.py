@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import httpx
@@ -16,9 +15,12 @@ from schemathesis.schemas import BaseSchema
 from steerserve.spec import SteeringSpec
 from tests.server.attack.running import Attacked
 from tests.server.attack.test_routes import BODIES, body_of
+from tests.support.scale import amount, scaled
 
 # For a run by hand: 500.
-CASES = int(os.environ.get("ATTACK_CASES", "20"))
+CASES = amount(40, 10, "ATTACK_CASES")
+pytestmark = scaled
+
 MODES = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE]
 ADDED = [
     ("GET", "/v1/steering/capabilities"),

@@ -18,6 +18,7 @@ from steerserve.audit.heads import head_line
 from steerserve.audit.lines import Torn, read_lines
 from steerserve.audit.signing import make_key, public_path, read_signing_key
 from steerserve.errors import AuditError, ConfigError
+from tests.support.scale import scaled_examples
 
 Copy = Callable[[], Path]
 
@@ -345,7 +346,7 @@ def test_a_folder_that_is_none_or_empty_or_a_bad_key_is_told(tmp_path: Path) -> 
     assert place(verify(tmp_path)) == (PUBLIC_KEY, None)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+@scaled_examples(300, 60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_whatever_lies_there_the_verdict_says_what_is_wrong(data: st.DataObject, copied: Copy) -> None:
     folder = copied()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from steerserve.sae import FeatureRows
 from steerserve.steer import NEVER, History, PointBuffers
 from steerserve.steer.buffers import BASE, CEILING, EDIT, HOLD, NORM, z_bounds
+from tests.support.scale import scaled_examples
 from tests.unit.steer.staged import Step, by_cpu, by_reference, by_triton
 
 INF = torch.inf
@@ -153,7 +154,7 @@ def test_every_implementation_holds(dtype: torch.dtype, op: Callable[[PointBuffe
         hold(op, held, step_of(held, dtype, two_parts=bool(seed % 2), seed=seed, tokens=2))
 
 
-@settings(max_examples=150)
+@scaled_examples(150, 40)
 @given(
     seed=st.integers(0, 2**31),
     held=st.integers(1, 40),

@@ -30,6 +30,7 @@ from steerserve.tokens import Batch, TokenMap
 from steerserve.window import Window, resolve
 from tests.support.models import D_MODEL
 from tests.support.saes import D_SAE
+from tests.support.scale import scaled_examples
 from tests.unit.steer.interpreting import interpreted
 
 POINT = 3
@@ -203,7 +204,7 @@ _request = st.tuples(
 )
 
 
-@settings(max_examples=60)
+@scaled_examples(60, 20)
 @given(requests=st.lists(_request, min_size=1, max_size=5), dtype=st.sampled_from([torch.int32, torch.int64]))
 def test_the_token_map_is_the_hosts(
     requests: list[tuple[list[dict[str, Any]], int, int, list[int]]], dtype: torch.dtype

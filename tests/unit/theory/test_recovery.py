@@ -10,7 +10,10 @@ from steerserve.training.generated import train_on
 SMALL = RecoverySetup(d_in=24, features=24, active=2.0, steps=400, batch=128)
 
 
-@pytest.mark.parametrize(("architecture", "options"), [("batchtopk", {}), ("standard", {"l1": 0.25})])
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [("batchtopk", {}), pytest.param("standard", {"l1": 0.25}, marks=pytest.mark.slow)],
+)
 def test_a_small_planted_dictionary_is_found(architecture: str, options: dict[str, float]) -> None:
     found = recover(architecture, SMALL, options={"lr": 0.01, **options})
     assert found.mmcs > 0.9

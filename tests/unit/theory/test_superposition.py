@@ -35,6 +35,7 @@ def test_with_density_one_the_model_is_pca() -> None:
     assert float(models.norms[0, 2:].max()) < 0.1
 
 
+@pytest.mark.slow
 def test_sparse_features_share_dimensions_and_dense_ones_do_not() -> None:
     density = torch.tensor([1.0, 0.03])
     models = train_toy_models(density, torch.ones(2, 12), 3, RECIPE)

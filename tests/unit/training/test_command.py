@@ -175,6 +175,7 @@ def test_a_run_killed_at_a_random_step_ends_as_one_that_never_was(harvest: Harve
     assert steps == list(range(10, 121, 10))
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_would(harvest: Harvest, tmp_path: Path) -> None:
     settings = {"tokens": 10_000, "architecture": "topk", "k": 3, "lr": 1e-3}
     config = _config(tmp_path / "run.yaml", harvest(planted(5000)[0]).folder, **settings)
