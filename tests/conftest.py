@@ -1,7 +1,7 @@
 """What every test shares: the network stays out, and the folder a test lies in says what it needs.
 
-Units run in any order. Tests with an engine or a server are sorted by what they start, and run in one process:
-a start costs seconds, and engines that run at once starve each other.
+Units run in any order. Tests with an engine or a server are sorted by what they start, and run in one process,
+for a start costs seconds, and engines that run at once starve each other.
 """
 
 import itertools
@@ -40,7 +40,7 @@ def folder_of(item: pytest.Item) -> str:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark a test by its folder. All with engines are one group for pytest-xdist, as is each file of units."""
+    """Mark a test by its folder. To pytest-xdist all with engines are one group, as is each file of units."""
     item.stash[NUMBER] = next(_numbers)
     folder = folder_of(item)
     if folder in STARTING:
@@ -50,7 +50,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put units first, for they are fast; under pytest-xdist second, for there one process has the engines."""
+    """Put units first, for they are fast; under pytest-xdist last, for there one process has the engines."""
     units = [item for item in items if folder_of(item) not in STARTING]
     others = sorted((item for item in items if folder_of(item) in STARTING), key=_place)
     items[:] = others + units if hasattr(config, "workerinput") else units + others

@@ -19,6 +19,7 @@ import threading
 import traceback
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -113,9 +114,8 @@ def start() -> socket.socket:
     with theirs:
         # One thread: what a fork finds of OpenMP's pool are its locks, and none of its threads.
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        environment["PYTHONPATH"] = os.pathsep.join(
-            [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        )
+        path = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
         server = subprocess.Popen(
             [sys.executable, "-m", "tests.support.fork_server", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
@@ -164,10 +164,8 @@ def _supervise(channel: socket.socket, files: list[int]) -> NoReturn:
         os.close(file)
     channel.sendall(f"{pid}\n".encode())
     _, status = os.waitpid(pid, 0)
-    try:
+    with suppress(BrokenPipeError):  # where whoever asked is gone
         channel.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
-    except BrokenPipeError:
-        pass  # whoever asked is gone
     os._exit(0)
 
 

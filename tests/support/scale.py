@@ -1,6 +1,7 @@
 """How much is done of what can be done at any length: random examples, hostile requests.
 
-`make test` does a share of it and `make test-rest` the rest, so that both together do all of it and nothing twice.
+`make test` does a share of it and `make test-rest` the rest, so that both together do all of it, and nothing
+twice.
 """
 
 from __future__ import annotations
