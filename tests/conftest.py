@@ -1,7 +1,7 @@
 """What every test shares: the network stays out, and the folder a test lies in says what it needs.
 
-Units run in any order. Tests with an engine or a server are sorted by what they start, and run in one process,
-for a start costs seconds, and engines that run at once starve each other.
+Units run in any order. Tests with an engine or a server are sorted by what they start, and run in one
+process, for a start costs seconds, and engines that run at once starve each other.
 """
 
 import itertools

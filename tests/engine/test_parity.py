@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from tests.support.combinations import V1, V2
 from tests.support.engine import Engine, Reply, random_prompts
 from tests.support.reference import Steering
+from tests.support.scale import REST, scaled
+
+T = TypeVar("T")
 
 SAES = ["std", "jump", "gate", "batch", "first"]
 OPS: list[dict[str, Any]] = [
@@ -116,12 +119,19 @@ OTHERS = ["gemma2", "gpt2", "qwen3", "olmo2"]
 LENGTHS = [1, 5, 12, 17, 33, 60, 110, 150]
 
 
+def _share(engine: Engine, whole: list[T], one_of: int = 4) -> list[T]:
+    """What an interpreter may take its time for now; all of it where nothing is interpreted."""
+    if not engine.is_interpreted:
+        return whole
+    return [each for number, each in enumerate(whole) if (number % one_of > 0) == REST]
+
+
 @pytest.mark.parametrize(
     "engine",
     [
         V1,
         *(pytest.param({"family": family}, marks=pytest.mark.slow) for family in OTHERS),
-        V2,
+        pytest.param(V2, marks=scaled),
     ],
     indirect=True,
     ids=["llama", *OTHERS, "llama-v2"],
@@ -130,14 +140,15 @@ class TestParity:
     def test_every_op_architecture_window_and_condition_matches_a_hook_with_saelens(
         self, engine: Engine
     ) -> None:
-        steering = [*_every_op(), *_windows(), *_conditions(), *_together(), *_dense(), *_trained()]
+        plans = [*_every_op(), *_windows(), *_conditions(), *_together(), *_dense(), *_trained()]
+        steering = _share(engine, plans)
         prompts = random_prompts(len(steering), LENGTHS, seed=1)
         replies = engine.generate(prompts, steering)
         worst = engine.check(prompts, steering, replies)
         print(f"\nlargest logprob difference: {worst:.2e} over {len(steering)} plans")
 
     def test_an_unsteered_request_beside_steered_ones_does_not_change(self, engine: Engine) -> None:
-        prompts = random_prompts(24, LENGTHS, seed=2)
+        prompts = _share(engine, random_prompts(24, LENGTHS, seed=2), 3)
         plans = [*_every_op(), *_together()]
         mixed = [plans[i] if i % 2 else None for i in range(len(prompts))]
         engine.llm.reset_prefix_cache()
@@ -145,13 +156,13 @@ class TestParity:
         engine.llm.reset_prefix_cache()
         beside = engine.generate(prompts, mixed)
         changed = sum(_differ(a, b) for a, b in zip(alone[1::2], beside[1::2], strict=True))
-        assert changed >= 6, "the steered neighbours must really have been steered"
+        assert 2 * changed >= len(prompts) // 2, "the steered neighbours must really have been steered"
         for before, after in zip(alone[::2], beside[::2], strict=True):
             assert before.tokens == after.tokens
             assert before.logprobs == pytest.approx(after.logprobs, abs=1e-5)
 
     def test_operations_that_change_nothing_leave_the_tokens_alone(self, engine: Engine) -> None:
-        prompts = random_prompts(12, LENGTHS, seed=3)
+        prompts = _share(engine, random_prompts(12, LENGTHS, seed=3))
         nothing = [
             {"op": "scale", "value": 1.0},
             {"op": "add", "value": 0.0},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class Engine:
 
     llm: LLM
     reference: Reference
+    is_interpreted: bool
 
     def generate(
         self,
@@ -120,7 +122,8 @@ def start_engine(model: Path, assets: dict[str, Any], **options: Any) -> Engine:
     """Start vLLM with every SAE and direction of `assets`. Args: options: change `engine_settings`."""
     with starting():
         llm = LLM(str(model), **(engine_settings(assets) | options))
-    return Engine(llm, Reference(model, assets["saes"], assets["directions"]))
+    reference = Reference(model, assets["saes"], assets["directions"])
+    return Engine(llm, reference, os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1")
 
 
 def random_prompts(count: int, lengths: list[int], *, seed: int) -> list[list[int]]:

@@ -16,7 +16,6 @@ MAY_IMPORT_VLLM = (
     "plugins/",
     "tests/engine/",
     "tests/server/",
-    "tests/faults/",
     "benchmarks/",
     "demo/",
 )
