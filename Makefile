@@ -4,8 +4,10 @@ PYTHON_IN_VENV := .venv/bin/python
 DEMO := sae_weights/demo
 INSTALL_INPUTS := pyproject.toml constraints.txt overrides.txt scripts/install.sh
 SOURCES := $(wildcard steerserve plugins demo benchmarks)
+# An import of vLLM compiles five thousand files, each time, where Python may not write down what it compiled.
+unexport PYTHONDONTWRITEBYTECODE
 # One process has the engines and servers, one after the other; the other one the units (tests/conftest.py).
-PYTEST_ON_TWO_CORES = $(PYTHON_IN_VENV) $(MEASURED) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+PYTEST_ON_TWO_CORES = $(PYTHON_IN_VENV) $(MEASURED) -m pytest -n 2
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo serve test test-rest test-all check coverage bench demo-assets clean

@@ -8,6 +8,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Before torch is imported, here and in what tests start: two processes of tests share two cores, and OpenMP's
 # threads do not outlive a fork.
@@ -17,8 +18,9 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
-from tests.support import fork_server
+from tests.support import fork_server, forking
 from tests.support.one import OneAtATime
 
 pytest_plugins = ["tests.support.times"]
@@ -40,12 +42,24 @@ def folder_of(item: pytest.Item) -> str:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark a test by its folder. To pytest-xdist all with engines are one group, as is each file of units."""
+    """Mark a test by its folder."""
     item.stash[NUMBER] = next(_numbers)
-    folder = folder_of(item)
-    if folder in STARTING:
+    if (folder := folder_of(item)) in STARTING:
         item.add_marker(folder)
-    item.add_marker(pytest.mark.xdist_group("engines" if folder in STARTING else str(item.path)))
+
+
+class Scheduling(LoadScopeScheduling):
+    """Lets one process of pytest-xdist have all engines and servers, and each file of units stay in one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return "engines" if file.split("/")[1] in STARTING else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Hand out tests as they are ordered below."""
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
 
 
 @pytest.hookimpl(trylast=True)
@@ -68,6 +82,8 @@ def _place(item: pytest.Item) -> tuple[object, ...]:
 @pytest.fixture(scope="session")
 def running() -> Iterator[OneAtATime]:
     """The engine or server that runs now, which tests share that need the same."""
-    fork_server.start()  # which imports while the first engine does what it does
+    # Both import in the background.
+    forking.prepare()
+    fork_server.start()
     with OneAtATime() as one:
         yield one

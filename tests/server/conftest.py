@@ -173,6 +173,7 @@ def environment() -> dict[str, str]:
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "1",
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "INFO",
         # A busy machine must not have idle connections closed under a client that is about to use them.
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "300",
     }

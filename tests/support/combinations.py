@@ -87,7 +87,7 @@ def collect() -> list[pytest.Item]:
     keep = Keep()
     folder = str(Path(__file__).parents[1] / "engine")
     with redirect_stdout(io.StringIO()) as told:
-        code = pytest.main(["--collect-only", "-q", folder], plugins=[keep])
+        code = pytest.main(["--collect-only", "--assert=plain", "-q", folder], plugins=[keep])
     assert code == pytest.ExitCode.OK, told.getvalue()
     return keep.items
 

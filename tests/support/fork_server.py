@@ -7,7 +7,6 @@ clean as a new interpreter that has run these imports.
 from __future__ import annotations
 
 import atexit
-import gc
 import json
 import os
 import runpy
@@ -138,8 +137,6 @@ def _serve(control: socket.socket) -> None:
     import tests.support.preloaded  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    # Nothing that was imported is looked at by the collectors of the forks.
-    gc.freeze()
     while True:
         _, files, *_ = socket.recv_fds(control, 1, 4)
         if not files:

@@ -1,8 +1,8 @@
-"""vLLM's processes, forked from one that has imported it: an import takes twenty seconds, a fork none.
+"""vLLM's processes, forked from one that has imported it: an import takes ten to twenty seconds, a fork none.
 
 vLLM's CPU platform starts its engine core and its workers by `spawn`, each of which imports everything again.
-`fork_engines` makes them forks of this process instead. The V2 model runner needs a process in which Triton's
-interpreter was set up before the import: its processes are forks of a fork server that was started so.
+Here they are forks of a fork server, a process in which nothing happens but that import. There is one for each
+model runner, as V2 needs Triton's interpreter set up before.
 
 One start by `spawn` and by the real command is left to tests/server/test_demo.py.
 """
@@ -10,34 +10,32 @@ One start by `spawn` and by the real command is left to tests/server/test_demo.p
 from __future__ import annotations
 
 import os
-import warnings
-from multiprocessing.context import (
-    BaseContext,
-    ForkContext,
-    ForkProcess,
-    ForkServerContext,
-    ForkServerProcess,
-)
+from functools import cache
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext, ForkContext, ForkServerContext, ForkServerProcess
+from multiprocessing.forkserver import ForkServer
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
-__all__ = ["INTERPRETER", "fork_engines", "interpret"]
+__all__ = ["INTERPRETER", "fork_engines", "interpret", "prepare"]
 
 # Holds a sitecustomize.py, which reaches a new process by PYTHONPATH.
 INTERPRETER = Path(__file__).parent / "interpreter"
 ROOT = Path(__file__).parents[2]
 
 
-def fork_engines() -> None:
-    """From now on, vLLM forks the processes that this one starts. Harmless when called again."""
+def fork_engines(*, here: bool = False) -> None:
+    """From now on, what this process starts of vLLM is forked. Args: here: from this process itself."""
     import vllm.model_executor.models.registry
     import vllm.utils.system_utils
     import vllm.v1.utils
 
     # Their only use of the module is to ask it for a context.
-    vllm.utils.system_utils.multiprocessing = _Forking
-    vllm.v1.utils.multiprocessing = _Forking
+    context = _OfThisProcess if here else _OfAServer
+    vllm.utils.system_utils.multiprocessing = context
+    vllm.v1.utils.multiprocessing = context
     # Of each model class that it has not met, it would ask another new process.
     vllm.model_executor.models.registry._run_in_subprocess = lambda ask: ask()
 
@@ -45,52 +43,59 @@ def fork_engines() -> None:
 def interpret(patch: pytest.MonkeyPatch) -> None:
     """Let the engines that are started now run the V2 model runner, in Triton's interpreter."""
     patch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
-    for folder in (ROOT, INTERPRETER):
-        patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+    patch.setenv("PYTHONPATH", str(INTERPRETER), prepend=os.pathsep)
     # This process, which runs no kernel, looked for Triton before there was any.
     patch.setattr("vllm.config.vllm.HAS_TRITON", True)
 
 
-class _Forking:
-    """In the place of the module `multiprocessing`."""
-
-    @staticmethod
-    def get_context(method: str | None = None) -> BaseContext:
-        """A context that forks, whichever is asked for."""
-        wants_interpreter = os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1"
-        has_interpreter = os.environ.get("TRITON_INTERPRET") == "1"
-        return _of_fork_server if wants_interpreter and not has_interpreter else _of_this_process
-
-
-class _Forked(ForkProcess):
-    """A fork of this process, whose warnings are no errors."""
-
-    def run(self) -> None:
-        warnings.simplefilter("ignore")
-        super().run()
+@cache
+def prepare(*, interpreted: bool = False) -> ForkServer:
+    """Start the fork server of a model runner, which imports in the background."""
+    server = ForkServer()
+    server.set_forkserver_preload(["tests.support.preloaded"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+        if interpreted:
+            patch.setenv("PYTHONPATH", str(INTERPRETER), prepend=os.pathsep)
+        server.ensure_running()
+    return server
 
 
-class _Interpreted(ForkServerProcess):
-    """A fork of the fork server, with the environment of the process that asks, as `spawn` would have it."""
+class _Forked(ForkServerProcess):
+    """A fork of a fork server, with the environment of the process that asks, as `spawn` would have it."""
 
     def start(self) -> None:
         self._environment = dict(os.environ)
-        super().start()
+        server = prepare(interpreted=os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1")
+        with mock.patch.object(forkserver, "connect_to_new_process", server.connect_to_new_process):
+            super().start()
 
     def run(self) -> None:
         os.environ.clear()
-        os.environ.update(self._environment, TRITON_INTERPRET="1")
+        os.environ.update(self._environment)
+        if os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1":
+            os.environ["TRITON_INTERPRET"] = "1"
         super().run()
 
 
-class _ForkContext(ForkContext):
+class _ForkServerContext(ForkServerContext):
     Process = _Forked  # type: ignore[assignment]
 
 
-class _ForkServerContext(ForkServerContext):
-    Process = _Interpreted  # type: ignore[assignment]
+_fork, _fork_of_a_server = ForkContext(), _ForkServerContext()
 
 
-_of_this_process, _of_fork_server = _ForkContext(), _ForkServerContext()
-# Imported by the fork server as it starts, which is when the first process is asked for.
-_of_fork_server.set_forkserver_preload(["tests.support.preloaded"])
+class _OfThisProcess:
+    """In the place of the module `multiprocessing`; its context forks, whichever is asked for."""
+
+    @staticmethod
+    def get_context(method: str | None = None) -> BaseContext:
+        return _fork
+
+
+class _OfAServer:
+    """In the place of the module `multiprocessing`; its context asks a fork server."""
+
+    @staticmethod
+    def get_context(method: str | None = None) -> BaseContext:
+        return _fork_of_a_server

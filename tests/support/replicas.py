@@ -27,7 +27,7 @@ async def _serve(asked: dict[str, Any]) -> dict[str, Any]:
     from steerserve_vllm.endpoint import ask_workers
     from tests.support.forking import fork_engines
 
-    fork_engines()
+    fork_engines(here=True)
     engine = AsyncLLM.from_engine_args(AsyncEngineArgs(asked["model"], **asked["settings"]))
     try:
         pairs = zip(asked["prompts"], asked["steering"], strict=True)

@@ -113,7 +113,8 @@ async def storm(attacked: Attacked) -> tuple[list[httpx.Response], list[int]]:
 def test_no_request_is_served_under_two_versions_of_a_policy(attacked: Attacked, drowned: str) -> None:
     replies, statuses = asyncio.run(storm(attacked))
     _delete(attacked)
-    assert {201, 200} <= set(statuses) <= {200, 201, 400, 412, 503}, statuses
+    # 404 where every change since the last deletion met a folder that could not be read.
+    assert {201, 200} <= set(statuses) <= {200, 201, 400, 404, 412, 503}, statuses
     seen: set[int | None] = set()
     for reply in replies:
         assert reply.status_code == 200, reply.text
