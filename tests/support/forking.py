@@ -1,8 +1,8 @@
 """vLLM's processes, forked from one that has imported it: an import takes ten to twenty seconds, a fork none.
 
 vLLM's CPU platform starts its engine core and its workers by `spawn`, each of which imports everything again.
-Here they are forks of a fork server, a process in which nothing happens but that import. There is one for each
-model runner, as V2 needs Triton's interpreter set up before.
+Here they are forks of a fork server, a process in which nothing happens but that import. Each model
+runner has its own, as V2 needs Triton's interpreter set up before.
 
 One start by `spawn` and by the real command is left to tests/server/test_demo.py.
 """
