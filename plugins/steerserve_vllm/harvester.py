@@ -9,7 +9,7 @@ from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,10 +23,22 @@ from steerserve.training.shard_file import INDEX
 from .harvest_progress import Report
 from .setup import catalog_for
 
-__all__ = ["Harvester"]
+if TYPE_CHECKING:
+    from vllm import LLM
+
+__all__ = ["Harvester", "stop_engine"]
 
 # What a worker keeps of the batch that is being run, at all hook points together.
 _BUFFER_BYTES = 256 * 2**20
+
+
+def stop_engine(llm: LLM) -> None:
+    """End an engine's processes, and close the sockets to them, which vLLM leaves to the garbage collector."""
+    core = llm.llm_engine.engine_core
+    core.shutdown()
+    # It waits on a socket until it is told to end: one that is closed under it aborts the whole process.
+    core.output_queue_thread.join()
+    core.ctx.destroy(linger=0)
 
 
 class Harvester:
@@ -102,9 +114,7 @@ class Harvester:
 
     def close(self) -> None:
         """End the engine's processes."""
-        core = self._llm.llm_engine.engine_core
-        core.shutdown()
-        core.ctx.destroy(linger=0)
+        stop_engine(self._llm)
 
     def __enter__(self) -> Harvester:
         return self

@@ -15,7 +15,7 @@ from vllm.exceptions import VLLMValidationError
 
 from demo.prompts import DOMAIN_PROMPTS, NEUTRAL_PROMPTS
 from steerserve.sae import open_sae
-from tests.support.engine import stop_engine
+from steerserve_vllm.harvester import stop_engine
 from tests.support.one import OneAtATime
 from tests.support.scale import REST, amount, scaled
 from tests.support.times import starting

@@ -12,6 +12,8 @@ from typing import Any
 from vllm import LLM, SamplingParams
 from vllm.lora.request import LoRARequest
 
+from steerserve_vllm.harvester import stop_engine
+
 from .firing import EXTENSION
 from .models import BOS, VOCAB
 from .reference import Reference, Steering
@@ -85,13 +87,6 @@ class Engine:
     def stop(self) -> None:
         """End the engine's processes."""
         stop_engine(self.llm)
-
-
-def stop_engine(llm: LLM) -> None:
-    """End the engine's processes, and close the sockets to them, which vLLM leaves to the collector."""
-    core = llm.llm_engine.engine_core
-    core.shutdown()
-    core.ctx.destroy(linger=0)
 
 
 def engine_settings(assets: dict[str, Any]) -> dict[str, Any]:
