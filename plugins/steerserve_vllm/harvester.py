@@ -33,7 +33,7 @@ _BUFFER_BYTES = 256 * 2**20
 
 
 def stop_engine(llm: LLM) -> None:
-    """End an engine's processes, and close the sockets to them, which vLLM leaves to the garbage collector."""
+    """End an engine's processes, and close the sockets to them, which vLLM leaves to the collector."""
     core = llm.llm_engine.engine_core
     core.shutdown()
     # It waits on a socket until it is told to end: one that is closed under it aborts the whole process.

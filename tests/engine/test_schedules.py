@@ -42,7 +42,7 @@ def _counter(engine: Engine, name: str) -> float:
 @both_runners({"family": "llama", "num_gpu_blocks_override": 14}, "scarce-cache")
 def test_preempted_and_resumed_requests_are_steered_and_counted_once(engine: Engine) -> None:
     prompts = random_prompts(8, [60], seed=41)
-    tickets = [f"p{i}" for i in range(8)]
+    tickets = [f"preempted-{i}" for i in range(8)]
     replies = engine.generate(prompts, [PLAN] * 8, tickets, max_tokens=60)
     assert _counter(engine, "vllm:num_preemptions") > 0
     engine.check(prompts, [PLAN] * 8, replies)
