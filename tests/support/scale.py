@@ -1,7 +1,6 @@
 """How much is done of what can be done at any length: random examples, hostile requests.
 
-`make test` does a share of it and `make test-rest` the rest, so that both together do all of it, and nothing
-twice.
+`make test` does a share of it and `make test-rest` the rest, so that both together do all of it.
 """
 
 from __future__ import annotations
