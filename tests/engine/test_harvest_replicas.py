@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,26 @@ def replica_pids(parent: int) -> dict[int, int]:
     return found
 
 
+def below(parent: int) -> list[int]:
+    """The processes that a process started, and those that these started."""
+    children: dict[int, list[int]] = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            above = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            children.setdefault(above, []).append(int(place.name))
+    found = list(children.get(parent, []))
+    for pid in found:
+        found += children.get(pid, [])
+    return found
+
+
+def has_ended(handle: int, within: float) -> bool:
+    """Whether a process ends within so many seconds. Args: handle: of pidfd_open."""
+    ready, *_ = select.select([handle], [], [], within)
+    os.close(handle)
+    return bool(ready)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_replicas_write_what_transformers_computes_also_when_one_of_them_is_killed(
@@ -58,8 +80,13 @@ def test_two_replicas_write_what_transformers_computes_also_when_one_of_them_is_
         while not first.exists():
             assert command.poll() is None, said.read_text()
             time.sleep(0.02)
+        # Its own processes, and those of the other one, which the command ends.
+        engines = [pid for replica in replica_pids(command.pid).values() for pid in below(replica)]
+        assert len(engines) >= 2 * 2, "an engine core and a worker each"
+        handles = [os.pidfd_open(pid) for pid in engines]
         os.kill(replica_pids(command.pid)[1], signal.SIGKILL)
         assert command.wait() == 2
+        assert all(has_ended(handle, within=120) for handle in handles)
     assert "expected replica 1 of 2 to finish" in said.read_text()
     stored = {name: value for name, value in fingerprints(out).items() if "/shard" in name}
     assert any("part-1-of-2" in name for name in stored)
