@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numba
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .plan import Plan
+from .recent import WINDOW, Recent
 from .steer.history import NEVER
 
 __all__ = ["Tallies", "Tally"]
@@ -35,14 +36,27 @@ class Tally:
     """One engine request's counts.
 
     table [rows, 7]: tokens, sum and maximum of f before, sum and maximum of f' after, tokens with f > 0 and
-    with f' < f. from_cache [rows]: tokens of the window that came steered from the prefix cache. since
-    [rows]: where the row latched, ended the request, or could not be held; −1 if it did not.
+    with f' < f; without those of `recent`, if there is any. from_cache [rows]: tokens of the window that came
+    steered from the prefix cache. since [rows]: where the row latched, ended the request, or could not be
+    held; −1 if it did not. is_exact: whether nothing behind the request's end is counted, as far as that is known.
     """
 
+    request_id: str
     plan: Plan
     table: Tensor
     from_cache: NDArray[np.int64]
     since: NDArray[np.int64]
+    recent: Recent | None = None
+    is_exact: bool = True
+
+    def until(self, end: int) -> Tally:
+        """The counts of the positions below `end`, which none is taken back from again."""
+        if self.recent is None:
+            return self
+        table = self.table.clone().cpu()
+        exact = self.recent.cpu().add_to(table.numpy(), end)
+        since = np.where(self.since < end, self.since, -1)
+        return replace(self, table=table, since=since, recent=None, is_exact=exact)
 
     @property
     def wire(self) -> list[list[Any]]:
@@ -54,13 +68,15 @@ class Tally:
 class Tallies:
     """One table of counts per live request, and the finished ones until their report is collected.
 
-    table [M, 128, 7] float64; settled [M] int64, the position up to which each request is counted (kept by
-    the device runtime); since [≥ M, 128] int64, what is noted of it (see `History`). They lie on `device`;
-    what is read there crosses to the host only for a report.
+    table [M, 128, 7] float64, of all tokens but the last ones, which are in recent [M, 128]; settled [M]
+    int64, the position up to which each request is counted (kept by the device runtime); since [≥ M, 128]
+    int64, what is noted of it (see `History`). They lie on `device`; what is read there crosses to the host
+    only for a report.
     """
 
     def __init__(self, capacity: int, device: torch.device | str = "cpu") -> None:
         self.table = torch.zeros(capacity, MAX_ROWS, COLUMNS, dtype=torch.float64, device=device)
+        self.recent = Recent.blank(capacity, MAX_ROWS, device=device)
         # Kernels recorded in a graph hold on to it, so that it must not grow.
         self.since = torch.full((_MOST_LIVES * capacity, MAX_ROWS), NEVER, dtype=torch.int64, device=device)
         self.settled = torch.zeros(capacity, dtype=torch.int64, device=device)
@@ -79,6 +95,7 @@ class Tallies:
             grown = len(self.table)
             self.table = torch.cat([self.table, torch.zeros_like(self.table)])
             self.settled = torch.cat([self.settled, torch.zeros_like(self.settled)])
+            self.recent = self.recent.grown()
             if len(self.table) > len(self.since):
                 raise RuntimeError(f"expected at most {len(self.since)} live requests")
             self._free = list(range(2 * grown - 1, grown - 1, -1))
@@ -88,36 +105,48 @@ class Tallies:
         self.table[number, :, MAX_AFTER] = -torch.inf
         self.settled[number] = settled
         self.since[number] = NEVER
+        self.recent.clear(number)
         return number
 
-    def read(self, number: int, plan: Plan, from_cache: NDArray[np.int64]) -> Tally:
+    def read(self, number: int, request_id: str, plan: Plan, from_cache: NDArray[np.int64]) -> Tally:
         """The counts of a live request so far."""
         n = len(plan.rows)
         since = self.since[number, :n].cpu().numpy()
-        return Tally(plan, self.table[number, :n].clone(), from_cache, np.where(since == NEVER, -1, since))
+        since = np.where(since == NEVER, -1, since)
+        table, recent = self.table[number, :n].clone(), self.recent.of(number, n)
+        return Tally(request_id, plan, table, from_cache, since, recent)
 
-    def close(self, number: int, tally: Tally, ticket: str) -> None:
-        """A request ended: add it to the totals and, if it has a ticket, keep it for its report."""
+    def close(self, number: int, tally: Tally, ticket: str, end: int = NEVER) -> None:
+        """A request ended: keep it until its ticket is taken or, if it has none, add it to the totals.
+
+        Args: end: the position below which it counts, where that is known already.
+        """
         self._free.append(number)
-        self._ended.append(tally)
-        if len(self._ended) > MAX_ENDED:
-            self._add_up()
-        if ticket:
-            self._finished.setdefault(ticket, []).append(tally)
-            if len(self._finished) > MAX_FINISHED:
-                self._finished.popitem(last=False)
+        if not ticket:
+            self._end([tally.until(end)])
+            return
+        self._finished.setdefault(ticket, []).append(tally)
+        if len(self._finished) > MAX_FINISHED:
+            _, dropped = self._finished.popitem(last=False)
+            self._end(tally.until(NEVER) for tally in dropped)
 
-    def take(self, ticket: str) -> list[Tally]:
-        """The finished tallies of a ticket, which are forgotten."""
-        return self._finished.pop(ticket, [])
+    def take(self, ticket: str, ends: Mapping[str, int]) -> list[Tally]:
+        """The finished tallies of a ticket, which are added to the totals and forgotten.
 
-    def totals(self, live: Iterable[Tally]) -> list[list[Any]]:
-        """Tokens steered since the start, finished and live: [source, op, tokens] each."""
+        Args: ends: by request, the position below which it counts, where that is known.
+        """
+        found = [tally.until(ends.get(tally.request_id, NEVER)) for tally in self._finished.pop(ticket, [])]
+        self._end(found)
+        return found
+
+    def totals(self) -> list[list[Any]]:
+        """Tokens steered since the start: [source, op, tokens] each.
+
+        A request counts once it has ended and its ticket was taken: until then it is not known which of its
+        tokens anybody will receive, and what only grows cannot be put right.
+        """
         self._add_up()
-        totals = Counter(self._totals)
-        for tally in live:
-            totals.update(_tokens(tally))
-        return [[source, op, tokens] for (source, op), tokens in sorted(totals.items())]
+        return [[source, op, tokens] for (source, op), tokens in sorted(self._totals.items())]
 
     def count(
         self,
@@ -143,7 +172,9 @@ class Tallies:
             rows: [S] rows in use of each slot; number: [S, K] their numbers in the plan.
             trace: [≥ n, K, 2] f and f' where a row applied, NaN elsewhere.
         """
-        _count(self.table.numpy(), table_of, owner, position, settled, limit, slot, rows, number, trace)
+        at, values = self.recent.at.numpy(), self.recent.values.numpy()
+        place = (table_of, owner, position, settled, limit, slot)
+        _count(self.table.numpy(), at, values, *place, rows, number, trace)
 
     def limits(self, tables: Tensor, ends: Tensor) -> Tensor:
         """[M] int64 on the device: up to where each request counts now; 0 for those that are not named.
@@ -157,6 +188,11 @@ class Tallies:
     def settle(self, limits: Tensor) -> None:
         """Everything below these limits is counted. Args: limits: as `limits` returns them."""
         torch.maximum(self.settled, limits, out=self.settled)
+
+    def _end(self, tallies: Iterable[Tally]) -> None:
+        self._ended.extend(tallies)
+        if len(self._ended) > MAX_ENDED:
+            self._add_up()
 
     def _add_up(self) -> None:
         for tally in self._ended:
@@ -172,14 +208,16 @@ def _tokens(tally: Tally) -> Counter[tuple[str, str]]:
 
 
 _SIGNATURE = (
-    "void(float64[:, :, ::1], int32[::1], int32[::1], int64[::1], int64[::1], int64[::1], int32[::1], "
-    "int32[::1], int32[:, ::1], float32[:, :, ::1])"
+    "void(float64[:, :, ::1], int32[:, :, ::1], float32[:, :, :, ::1], int32[::1], int32[::1], int64[::1], "
+    "int64[::1], int64[::1], int32[::1], int32[::1], int32[:, ::1], float32[:, :, ::1])"
 )
 
 
 @numba.njit(_SIGNATURE, nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def _count(
     table: Any,
+    at: Any,
+    values: Any,
     table_of: Any,
     owner: Any,
     position: Any,
@@ -199,6 +237,16 @@ def _count(
             before, after, row = trace[t, k, 0], trace[t, k, 1], numbers[slot[t], k]
             if row < 0 or before != before:
                 continue
+            if position[t] >= limit[r] - WINDOW:
+                # It takes the place of the one that is WINDOW positions older, which joins the totals.
+                cell = position[t] % WINDOW
+                older = at[number, row, cell]
+                at[number, row, cell] = position[t]
+                last = values[number, row, cell]
+                before, last[0] = last[0], before
+                after, last[1] = last[1], after
+                if older < 0:
+                    continue
             table[number, row, 0] += 1
             table[number, row, 1] += before
             table[number, row, 2] = max(table[number, row, 2], before)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from vllm.v1.outputs import ModelRunnerOutput
 
 from .admission import plan_of
 from .attach import attach, attached_to
@@ -22,6 +23,7 @@ def install() -> None:
     wrap("load_model_cpu", _wrap_load_model)
     wrap("update_states", _wrap_update_states)
     wrap("model_forward", _wrap_model_forward)
+    wrap("sample_tokens", _wrap_sample_tokens)
 
 
 def _wrap_load_model(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,3 +86,21 @@ def _wrap_model_forward(original: Callable[..., Any]) -> Callable[..., Any]:
                 capture.end_step()
 
     return model_forward
+
+
+def _wrap_sample_tokens(original: Callable[..., Any]) -> Callable[..., Any]:
+    def sample_tokens(self: Any, grammar_output: Any) -> Any:
+        output = original(self, grammar_output)
+        attached = attached_to(self)
+        # Of several pipeline stages the last one samples; the others hear of it with the next step.
+        if (
+            attached is not None
+            and isinstance(output, ModelRunnerOutput)
+            and getattr(self, _STEP).scheduled_spec_decode_tokens
+        ):
+            sampled = zip(output.req_ids, output.sampled_token_ids, strict=False)
+            runtime: Any = attached.runtime
+            runtime.accept({name: max(0, len(tokens) - 1) for name, tokens in sampled})
+        return output
+
+    return sample_tokens

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from ..sae.resident import Resident
 from ..slots import SlotTable
 from ..steer.buffers import PointBuffers
 from ..steer.history import NEVER
-from ..tally import Tallies, Tally
+from ..tally import MAX_ROWS, Tallies, Tally
 from ..window import Selector
 
 __all__ = ["Request", "Runtime", "open_runtime"]
@@ -32,8 +32,12 @@ __all__ = ["Request", "Runtime", "open_runtime"]
 
 @dataclass
 class Request:
-    """One steered engine request. Tokens below `settled` are in its tally already (host runtime)."""
+    """One steered engine request. Tokens below `settled` are in its tally already (host runtime).
 
+    `end` is the position below which it counts, once its report was taken.
+    """
+
+    name: str
     plan: Plan
     selector: Selector
     ticket: str
@@ -41,6 +45,7 @@ class Request:
     from_cache: NDArray[np.int64]
     slot: int = -1
     settled: int = 0
+    end: int = NEVER
 
 
 class Runtime(ABC):
@@ -114,7 +119,9 @@ class Runtime(ABC):
         bits = np.array(plan.bits.row, dtype=np.int64)
         from_cache = ((masks[:, None] >> bits) & 1).sum(axis=0)
         table = self.tallies.open(computed)
-        self._requests[request_id] = Request(plan, selector, ticket, table, from_cache, settled=computed)
+        self._requests[request_id] = Request(
+            request_id, plan, selector, ticket, table, from_cache, settled=computed
+        )
 
     def remove(self, request_id: str) -> None:
         """A request has ended, however it did."""
@@ -123,7 +130,7 @@ class Runtime(ABC):
             return
         self.settle()
         self._let_go(request)
-        self.tallies.close(request.table, self._tally(request), request.ticket)
+        self.tallies.close(request.table, self._tally(request), request.ticket, request.end)
         self._leave_batch()
         self._forget_unused_plans()
 
@@ -139,19 +146,24 @@ class Runtime(ABC):
     def end_step(self) -> None:
         """The forward pass is over: whatever runs the model next (a warm-up, an idle step) is not steered."""
 
-    def collect(self, tickets: Sequence[str]) -> dict[str, Any]:
-        """Reports of the named tickets, finished or still running, and totals since the start."""
+    def collect(self, tickets: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+        """Reports of the named tickets, finished or still running, and totals since the start.
+
+        Args: tickets: of each its requests' ends, as far as they are known: the position below which a
+            request counts, whatever was computed behind it.
+        """
         self.settle()
-        live = {id(r): self._tally(r) for r in self._requests.values()}
-        tallies = {ticket: self.tallies.take(ticket) for ticket in tickets}
+        tallies = {ticket: self.tallies.take(ticket, ends) for ticket, ends in tickets.items()}
         for request in self._requests.values():
             if request.ticket in tallies:
-                tallies[request.ticket].append(live[id(request)])
+                request.end = tickets[request.ticket].get(request.name, NEVER)
+                tallies[request.ticket].append(self._tally(request).until(request.end))
                 request.ticket = ""
         return {
             "tallies": {ticket: [t.wire for t in found] for ticket, found in tallies.items()},
             "requests": {ticket: len(found) for ticket, found in tallies.items()},
-            "tokens": self.tallies.totals(live.values()),
+            "inexact": [t for t, found in tallies.items() if not all(tally.is_exact for tally in found)],
+            "tokens": self.tallies.totals(),
             "slots": {"in_use": self.slots.in_use, "capacity": self.slots.capacity},
         }
 
@@ -186,8 +198,17 @@ class Runtime(ABC):
     def _lay_out(self, batch: list[Request | None]) -> None:
         """The batch has changed: prepare what every step of it needs."""
 
+    @staticmethod
+    def _ending(batch: Sequence[Request | None]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Which requests of a batch a row may end, and [n, 128] which of their rows."""
+        found = {i: r.plan.ending for i, r in enumerate(batch) if r is not None and r.plan.may_abort}
+        rows = np.zeros((len(found), MAX_ROWS), dtype=np.bool_)
+        for line, ending in zip(rows, found.values(), strict=True):
+            line[ending] = True
+        return np.array([*found], dtype=np.int64), rows
+
     def _tally(self, request: Request) -> Tally:
-        return self.tallies.read(request.table, request.plan, request.from_cache)
+        return self.tallies.read(request.table, request.name, request.plan, request.from_cache)
 
     def _leave_batch(self) -> None:
         """The next step's batch is another one; until it begins, no request of the last one can end."""

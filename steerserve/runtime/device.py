@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..catalog import Catalog
 from ..steer.dense import steer_dense
-from ..steer.history import History
+from ..steer.history import NEVER, History
 from ..steer.triton import (
     DeviceBatch,
     count_triton,
@@ -46,6 +47,7 @@ class DeviceRuntime(Runtime):
         self._special = torch.from_numpy(self.special).to(self.device)
         self._layout: DeviceBatch | None = None
         self._ends: Tensor | None = None
+        self._ending_rows: tuple[Tensor, Tensor] | None = None
         self._marked = False
         self._uncounted = False
         self._dense = False
@@ -104,18 +106,28 @@ class DeviceRuntime(Runtime):
         if computed_now is not None:
             limit = torch.minimum(limit, computed_now.to(limit.dtype))
         limits = self.tallies.limits(self._layout.table, limit)
+        counted = self._up_to_the_end(limits)
         for point, buffers in self.buffers.items():
             count_triton(
                 self.tallies.table,
+                self.tallies.recent,
                 self._slot,
                 self._table,
                 self._position,
                 self.tallies.settled,
-                limits,
+                counted,
                 buffers,
                 self._trace[point],
             )
         self.tallies.settle(limits)
+
+    def _up_to_the_end(self, limits: Tensor) -> Tensor:
+        """No position counts behind the one at which a row ends its request, wherever the step cut it."""
+        if self._ending_rows is None:
+            return limits
+        tables, rows = self._ending_rows
+        first = torch.where(rows, self._since[tables], NEVER).amin(dim=1)
+        return limits.index_copy(0, tables, torch.minimum(limits[tables], first + 1))
 
     def steer(self, point: int, stream: Tensor, addend: Tensor | None) -> None:
         if not self._marked and not stream.is_cuda:
@@ -153,5 +165,14 @@ class DeviceRuntime(Runtime):
             slots = [-1 if r is None else r.slot for r in batch]
             tables = [-1 if r is None else r.table for r in batch]
             selectors = [None if r is None else r.selector for r in batch]
+            self._ending_rows = self._ending_on_device(batch)
             self._layout = DeviceBatch.of(Batch.of(slots, selectors), tables, self.device)
             self._dense = any(slot in b.dense_slots for slot in slots for b in self.buffers.values())
+
+    def _ending_on_device(self, batch: list[Request | None]) -> tuple[Tensor, Tensor] | None:
+        """As `_ending`, by table; None where no row ends anything."""
+        requests, rows = self._ending(batch)
+        if not len(requests):
+            return None
+        tables = np.array([-1 if r is None else r.table for r in batch], dtype=np.int64)[requests]
+        return torch.from_numpy(tables).to(self.device), torch.from_numpy(rows).to(self.device)

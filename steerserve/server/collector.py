@@ -18,9 +18,12 @@ logger = logging.getLogger(__name__)
 
 
 class CollectRpc(Protocol):
-    """Calls `steerserve_collect` with these tickets on every worker of every replica."""
+    """Calls `steerserve_collect` on every worker of every replica.
 
-    def __call__(self, tickets: list[str], /) -> Awaitable[Iterable[Mapping[str, Any]]]: ...
+    Args: tickets: of each, its requests' ends (see `Runtime.collect`).
+    """
+
+    def __call__(self, tickets: dict[str, dict[str, int]], /) -> Awaitable[Iterable[Mapping[str, Any]]]: ...
 
 
 class ReportCollector:
@@ -50,14 +53,19 @@ class ReportCollector:
         self._timeout = timeout
         self._waiting: dict[str, asyncio.Future[TicketTally | None]] = {}
         self._abandoned: set[str] = set()
+        self._ends: dict[str, dict[str, int]] = {}
         self._asking: asyncio.Task[None] | None = None
         self._refreshing: asyncio.Task[None] | None = None
         self._admissions_shown = 0
         self._slots_in_use = 0
 
-    async def collect(self, ticket: str) -> TicketTally | None:
-        """What the workers counted for a ticket, and then forgot; None if they do not answer in time."""
+    async def collect(self, ticket: str, ends: dict[str, int] | None = None) -> TicketTally | None:
+        """What the workers counted for a ticket, and then forgot; None if they do not answer in time.
+
+        Args: ends: where its requests ended, behind which nothing counts.
+        """
         started = time.perf_counter()
+        self._ends[ticket] = ends or {}
         future: asyncio.Future[TicketTally | None] = asyncio.get_running_loop().create_future()
         self._waiting[ticket] = future
         if self._asking is None or self._asking.done():
@@ -70,8 +78,9 @@ class ReportCollector:
             self._waiting.pop(ticket, None)
             observe_report(time.perf_counter() - started)
 
-    def abandon(self, ticket: str) -> None:
+    def abandon(self, ticket: str, ends: dict[str, int] | None = None) -> None:
         """Nobody will come for this report: have the workers forget it at the next refresh."""
+        self._ends[ticket] = ends or {}
         self._abandoned.add(ticket)
 
     def start(self, every: float = 5.0) -> None:
@@ -104,10 +113,11 @@ class ReportCollector:
     async def _ask(self, batch: dict[str, asyncio.Future[TicketTally | None]]) -> None:
         """One call for the whole batch. Whatever goes wrong, every future of it is answered."""
         abandoned, self._abandoned = self._abandoned, set()
+        asked = {ticket: self._ends.pop(ticket, {}) for ticket in (*batch, *abandoned)}
         admitted = admissions()
         collected = Collected()
         try:
-            replies = await asyncio.wait_for(self._rpc([*batch, *abandoned]), self._timeout)
+            replies = await asyncio.wait_for(self._rpc(asked), self._timeout)
             collected = merge_workers(replies)
             self._show(collected, admitted)
         except Exception as error:
