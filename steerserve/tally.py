@@ -38,7 +38,8 @@ class Tally:
     table [rows, 7]: tokens, sum and maximum of f before, sum and maximum of f' after, tokens with f > 0 and
     with f' < f; without those of `recent`, if there is any. from_cache [rows]: tokens of the window that came
     steered from the prefix cache. since [rows]: where the row latched, ended the request, or could not be
-    held; −1 if it did not. is_exact: whether nothing behind the request's end is counted, as far as that is known.
+    held; −1 if it did not. is_exact: whether nothing behind the request's end is counted, as far as that is
+    known.
     """
 
     request_id: str
