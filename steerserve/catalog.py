@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from .config import DirectionConfig, SaeConfig, SteerserveConfig
 from .errors import CheckpointError, ConfigError, RequestError
 from .hookpoint import HookPoint
 from .sae import Direction, FeatureRows, Hook, Sae, open_sae, read_direction
+from .sae.content import content_digest
 
 __all__ = ["Catalog", "Source", "build_catalog", "check_served"]
 
@@ -27,15 +27,15 @@ POLICY_ROWS = 64
 class Source:
     """One SAE or direction that is served.
 
-    `key` is unique over both kinds ("sae:demo", "direction:french"); `fingerprint` identifies the weights;
-    `resident` says that the workers hold the whole SAE on their device.
+    `key` is unique over both kinds ("sae:demo", "direction:french"); `identify` gives what identifies the
+    weights, or is it; `resident` says that the workers hold the whole SAE on their device.
     """
 
     key: str
     name: str
     point: HookPoint
     n_features: int
-    fingerprint: str
+    identify: str | Callable[[], str] = field(repr=False)
     body: Sae | Direction = field(repr=False)
     labels: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
     resident: bool = False
@@ -44,6 +44,19 @@ class Source:
     def is_sae(self) -> bool:
         """Whether this is an SAE rather than a direction."""
         return self.key.startswith(SAE_PREFIX)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the weights by their content: equal in all replicas. Reads their files when first asked.
+
+        Raises: CheckpointError if they cannot be read.
+        """
+        if isinstance(self.identify, str):
+            return self.identify
+        try:
+            return self.identify()
+        except OSError as error:
+            raise CheckpointError(f"expected to read all of `{self.name}`: {error}") from error
 
     @property
     def sha256(self) -> str | None:
@@ -96,7 +109,7 @@ class Source:
         raise RequestError(message, at=at, reason="unknown_feature")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Catalog:
     """Everything that is served, for one model.
 
@@ -124,9 +137,22 @@ class Catalog:
         return [source for source in self.sources.values() if not source.is_sae]
 
     @cached_property
+    def reads_disk(self) -> bool:
+        """Whether a plan may need rows that were not read at the start."""
+        return any(isinstance(one.body, Sae) and one.body.reader is not None for one in self.sources.values())
+
+    @cached_property
     def residents(self) -> list[Source]:
         """The SAEs that workers hold whole; an index into this list names one of them."""
         return [source for source in self.sources.values() if source.resident]
+
+    def identify(self) -> None:
+        """Read, once, what tells the weights of all sources from others: for a start, not for a request.
+
+        Raises: CheckpointError if some cannot be read.
+        """
+        for source in self.sources.values():
+            _ = source.fingerprint
 
     def resident_of(self, key: str) -> int:
         """Which resident gives this source's activations; −1 where a feature's own row suffices."""
@@ -209,7 +235,7 @@ def build_catalog(
             entry.name,
             point,
             sae.d_sae,
-            _fingerprint(entry.path),
+            partial(content_digest, entry.path),
             sae,
             labels,
             entry.resident,
@@ -220,7 +246,12 @@ def build_catalog(
         _check_width(f"direction `{named.name}`", direction.vector.shape[0], d_model, named.path)
         point = _point(f"direction `{named.name}`", named, direction.hook, n_layers)
         source = Source(
-            DIRECTION_PREFIX + named.name, named.name, point, 1, _fingerprint(named.path), direction
+            DIRECTION_PREFIX + named.name,
+            named.name,
+            point,
+            1,
+            partial(content_digest, named.path),
+            direction,
         )
         sources[source.key] = source
     policy_rows = POLICY_ROWS if config.policies is not None else 0
@@ -259,18 +290,6 @@ def _labels(sae: Sae) -> dict[str, tuple[int, ...]]:
     for label in sae.manifest.labels if sae.manifest else ():
         found.setdefault(label.label, []).append(label.feature)
     return {label: tuple(features) for label, features in found.items()}
-
-
-def _fingerprint(path: Path) -> str:
-    """Identifies weights without reading them whole: names, sizes, times and the first MiB of every file."""
-    digest = hashlib.blake2b(digest_size=16)
-    files = [path] if path.is_file() else sorted(item for item in path.iterdir() if item.is_file())
-    for file in files:
-        status = file.stat()
-        digest.update(f"{file.name}|{status.st_size}|{status.st_mtime_ns}".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(1 << 20))
-    return digest.hexdigest()
 
 
 def _hint(got: str, known: Iterable[str]) -> str:

@@ -161,8 +161,6 @@ def parse_spec_json(text: str) -> SteeringSpec:
         raise RequestError(message, reason="too_large")
     try:
         value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
-    except RequestError:
-        raise
     except (ValueError, RecursionError) as error:
         raise RequestError(f"expected `steering` to be valid JSON: {error}") from None
     return parse_spec(value)
@@ -204,8 +202,6 @@ _EXPECTED: dict[str, Callable[[str, dict[str, Any]], str]] = {
     "less_than_equal": lambda name, ctx: f"expected `{name}` <= {ctx['le']:g}",
     "less_than": lambda name, ctx: f"expected `{name}` < {ctx['lt']:g}",
 }
-# pydantic names the member of a union in the path; the client never wrote these.
-_UNION_PARTS = {"int", "str", "constrained-int", "constrained-str", "Condition", "list[Condition]"}
 
 
 def first_problem(

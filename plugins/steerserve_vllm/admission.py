@@ -7,12 +7,14 @@ import contextvars
 import functools
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 
+from steerserve import compiling
 from steerserve.carried import CARRIED, Carried
 from steerserve.catalog import Catalog
 from steerserve.compile import compile_plan
@@ -57,7 +59,11 @@ def _wrap_init(original: Callable[..., Any]) -> Callable[..., Any]:
         if config_for(vllm_config) is not None:
             check_engine(vllm_config)
             front_end.install()
-        setattr(self, _CATALOG, catalog_for(vllm_config))
+            _read_ahead()
+        catalog = catalog_for(vllm_config)
+        if catalog is not None:
+            catalog.identify()
+        setattr(self, _CATALOG, catalog)
         setattr(self, _ENFORCEMENT, enforcement_for(vllm_config))
         setattr(self, _MODELS, _served_names(vllm_config.model_config))
         original(self, vllm_config, *args, **kwargs)
@@ -80,6 +86,26 @@ def _in_thread_with_context(function: Callable[..., Any], executor: Any) -> Call
         return asyncio.get_running_loop().run_in_executor(executor, bound)
 
     return call
+
+
+@functools.cache
+def _read_ahead() -> None:
+    """vLLM admits on the event loop: what that needs of the disk is read before, in a thread."""
+    wrap("add_request_async", _wrap_add_request)
+
+
+def _wrap_add_request(original: Callable[..., Any]) -> Callable[..., Any]:
+    async def add_request(
+        self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        catalog: Catalog | None = getattr(self.input_processor, _CATALOG)
+        asked = (getattr(params, "extra_args", None) or {}).get(SPEC_KEY)
+        if asked is not None and catalog is not None and catalog.reads_disk:
+            with suppress(RequestError):  # said again by admission, where a refusal belongs
+                await compiling.run(_compiled, asked, catalog)
+        return await original(self, request_id, prompt, params, *args, **kwargs)
+
+    return add_request
 
 
 def _wrap_process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -169,7 +195,6 @@ def _own(
     return plan, carried.ticket
 
 
-_CACHE: dict[tuple[int, str], tuple[SteeringSpec, Plan]] = {}
 # A longer text is compiled each time: a thousand of the longest would be kept for gigabytes.
 _MOST_REMEMBERED = 8192
 
@@ -179,15 +204,16 @@ def _compiled(value: object, catalog: Catalog) -> tuple[SteeringSpec, Plan]:
     if not isinstance(value, str):
         spec = parse_spec(value)
         return spec, compile_plan(spec, catalog)
-    key = (id(catalog), value)
-    if key not in _CACHE:
-        spec = parse_spec_json(value)
-        if len(value) > _MOST_REMEMBERED:
-            return spec, compile_plan(spec, catalog)
-        if len(_CACHE) >= 1024:
-            _CACHE.clear()
-        _CACHE[key] = spec, compile_plan(spec, catalog)
-    return _CACHE[key]
+    return _remembered(value, catalog) if len(value) <= _MOST_REMEMBERED else _of_text(value, catalog)
+
+
+def _of_text(text: str, catalog: Catalog) -> tuple[SteeringSpec, Plan]:
+    spec = parse_spec_json(text)
+    return spec, compile_plan(spec, catalog)
+
+
+# Asked by the event loop and by vLLM's threads at once, which functools' cache is made for.
+_remembered = functools.lru_cache(maxsize=1024)(_of_text)
 
 
 def _check_params(params: Any) -> None:

@@ -68,10 +68,13 @@ class SteeringEndpoints:
         steering.enforcement = enforcement_for(config)
         steering.models = lambda: _names(state.openai_serving_models)
         steering.recorder = _recorder(own, steering.catalog, max(0, parallel._api_process_rank))
+        # Whatever takes force is on record first, what the server starts with included.
         if steering.enforcement is not None:
-            steering.enforcement.changed = steering.recorder.reloaded
+            steering.enforcement.folder.record = steering.recorder.enforcing
+            steering.recorder.enforcing(steering.enforcement.folder.enforced)
         if steering.keys is not None:
-            steering.keys.changed = steering.recorder.rekeyed
+            steering.keys.record = steering.recorder.rekeying
+            steering.recorder.rekeying(steering.keys.summary)
         steering.reporter = Reporter(steering.catalog)
         steering.collector = ReportCollector(
             ask_workers(engine_client),

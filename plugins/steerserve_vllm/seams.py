@@ -111,6 +111,9 @@ V2_SEAMS = {
 
 # Only the front end has these, and only it pays for importing them.
 FRONT_END_SEAMS = {
+    "add_request_async": Seam(
+        "vllm.v1.engine.async_llm", "AsyncLLM.add_request", ("self", "request_id", "prompt", "params")
+    ),
     "attach_endpoints": Seam(
         "vllm.entrypoints.launchers.app", "attach_endpoint_plugins", ("app", "supported_tasks")
     ),

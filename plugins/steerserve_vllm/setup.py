@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from vllm import envs
@@ -18,6 +19,8 @@ __all__ = ["catalog_for", "check_engine", "config_for", "enforcement_for", "harv
 
 _enforcements: dict[tuple[str, str], Enforcement] = {}
 _catalogs: dict[tuple[str, str], Catalog] = {}
+# Two threads that start at once shall not open, and later watch and audit, everything twice.
+_opening = threading.RLock()
 
 
 def config_for(vllm_config: Any) -> SteerserveConfig | None:
@@ -35,15 +38,16 @@ def catalog_for(vllm_config: Any) -> Catalog | None:
         return None
     model = vllm_config.model_config
     key = (model.model, config.model_dump_json())
-    if key not in _catalogs:
-        _catalogs[key] = build_catalog(
-            config,
-            n_layers=model.get_total_num_hidden_layers(),
-            d_model=model.get_hidden_size(),
-            special_tokens=_special_tokens(model),
-            stages=vllm_config.parallel_config.pipeline_parallel_size,
-        )
-    return _catalogs[key]
+    with _opening:
+        if key not in _catalogs:
+            _catalogs[key] = build_catalog(
+                config,
+                n_layers=model.get_total_num_hidden_layers(),
+                d_model=model.get_hidden_size(),
+                special_tokens=_special_tokens(model),
+                stages=vllm_config.parallel_config.pipeline_parallel_size,
+            )
+        return _catalogs[key]
 
 
 def enforcement_for(vllm_config: Any) -> Enforcement | None:
@@ -55,9 +59,10 @@ def enforcement_for(vllm_config: Any) -> Enforcement | None:
     if config is None or catalog is None or config.policies is None:
         return None
     key = (vllm_config.model_config.model, config.model_dump_json())
-    if key not in _enforcements:
-        _enforcements[key] = Enforcement(config.policies, catalog, CARRYING)
-    return _enforcements[key]
+    with _opening:
+        if key not in _enforcements:
+            _enforcements[key] = Enforcement(config.policies, catalog, CARRYING)
+        return _enforcements[key]
 
 
 def harvest_points(harvest: HarvestPoints, n_layers: int) -> dict[int, Hook]:

@@ -53,7 +53,10 @@ def create(
         ),
     ] = None,
     limit_op: Annotated[
-        list[str] | None, typer.Option(help="An op that it may use; no other. May be given several times.")
+        list[str] | None,
+        typer.Option(
+            help='An op that it may use, or abort for `then: "abort"`; no other. May be given several times.'
+        ),
     ] = None,
     limit_features: Annotated[
         list[str] | None,

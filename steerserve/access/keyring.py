@@ -8,13 +8,13 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from steerserve.errors import KeyFileError, UnauthenticatedError, UnavailableError
+from steerserve.errors import KeyFileError, SteerserveError, UnauthenticatedError, UnavailableError
 
 from .hashing import DEFAULT_COST, HASH_BYTES, SALT_BYTES
 from .key_entry import KeyEntry
@@ -46,8 +46,10 @@ class _Keys:
     hashing: dict[bytes, Future[bool]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, file: KeyFile) -> _Keys:
-        return cls({key.id: key for key in file.keys}, _decoy(file))
+    def of(cls, file: KeyFile, known: _Keys | None = None) -> _Keys:
+        """The keys of a file. Args: known: of these alone, where they are as they were."""
+        kept = (key for key in file.keys if known is None or known.entries.get(key.id) == key)
+        return cls({key.id: key for key in kept}, _decoy(file))
 
     def open(self, digest: bytes, key: KeyText) -> bool:
         """Hash the secret and remember whether it is right. An unknown id takes as long as a known one."""
@@ -64,9 +66,11 @@ class KeyRing:
     scrypt runs in two threads and once per key: its result is remembered under a keyed digest until the file
     changes. Each process that serves has a ring of its own.
 
-    `changed` is called with the names of the keys whenever others are in force than before.
-
     Raises: KeyFileError if the file cannot be read at the start.
+
+    Attributes:
+        record: called, in a thread, with the names of the keys before others count. Where it raises, the
+            keys that were taken away or changed no longer count, and new or changed ones not yet.
     """
 
     def __init__(self, path: Path) -> None:
@@ -74,7 +78,7 @@ class KeyRing:
         file, self._seen = self._read()
         self._keys = _Keys.of(file)
         self._problem: str | None = None
-        self.changed: Callable[[str], None] = lambda _: None
+        self.record: Callable[[str], None] = lambda _: None
         self._checked = time.monotonic()
         self._loading = threading.Lock()
         self._pepper = secrets.token_bytes(32)
@@ -92,14 +96,19 @@ class KeyRing:
         self._follow()
         return tuple(sorted(key.name for key in self._keys.entries.values()))
 
+    @property
+    def summary(self) -> str:
+        """How many keys count, their names and ids; no secrets."""
+        return _summary(self._keys.entries.values())
+
     async def authenticate(self, text: str | None) -> Principal:
         """Who holds the key of this text.
 
         Raises: UnauthenticatedError if it is no key, unknown or expired; UnavailableError if too many unknown
             keys wait to be hashed.
         """
-        if self._is_stale():
-            await asyncio.to_thread(self._reload)
+        if self._is_due:
+            await asyncio.to_thread(self._follow)
         key = split_key_text(text) if text else None
         if key is None:
             raise _unauthenticated("no key" if not text else "something else", "no_key")
@@ -135,17 +144,19 @@ class KeyRing:
     def _digest(self, key: KeyText) -> bytes:
         return hashlib.blake2b(str(key).encode(), key=self._pepper, digest_size=32).digest()
 
-    def _is_stale(self) -> bool:
-        """Whether the file is not the one that was read; looks at most every `CHECK_EVERY` seconds."""
-        now = time.monotonic()
-        if now - self._checked < CHECK_EVERY:
-            return False
-        self._checked = now
-        return self._stamp() != self._seen
+    @property
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._checked >= CHECK_EVERY and not self._loading.locked()
 
     def _follow(self) -> None:
-        if self._is_stale():
-            self._reload()
+        """Read the file if it is not the one that was read; one thread looks, every `CHECK_EVERY` seconds."""
+        if self._is_due and self._loading.acquire(blocking=False):
+            try:
+                self._checked = time.monotonic()
+                if self._stamp() != self._seen:
+                    self._reload()
+            finally:
+                self._loading.release()
 
     def _stamp(self) -> Stamp | None:
         try:
@@ -154,22 +165,33 @@ class KeyRing:
             return None
 
     def _reload(self) -> None:
-        with self._loading:
-            before = self._stamp()
-            try:
-                file, self._seen = self._read()
-            except KeyFileError as error:
-                self._seen, self._problem = before, str(error)
-                count_failed_reload()
-                logger.error("The key file is left as it was last read: %s", error)
-            else:
-                self._keys, self._problem = _Keys.of(file), None
-                logger.info("Read %d keys from %s", len(file.keys), self._path)
-                names = sorted(f"{key.name} ({key.id})" for key in file.keys)
-                self.changed(f"{len(names)} keys: {', '.join(names)}")
+        before = self._stamp()
+        try:
+            file, seen = self._read()
+        except KeyFileError as error:
+            self._seen, self._problem = before, str(error)
+            count_failed_reload()
+            logger.error("The key file is left as it was last read: %s", error)
+            return
+        # What is taken away is gone at once; what is granted waits until it is on record.
+        self._keys = _Keys.of(file, self._keys)
+        try:
+            self.record(_summary(file.keys))
+        except SteerserveError as error:
+            self._problem, self._seen = str(error), None
+            count_failed_reload()
+            logger.error("New keys of %s do not count yet: %s", self._path, error)
+            return
+        self._keys, self._problem, self._seen = _Keys.of(file), None, seen
+        logger.info("Read %d keys from %s", len(file.keys), self._path)
 
     def _read(self) -> tuple[KeyFile, Stamp | None]:
         return read_key_file(self._path)
+
+
+def _summary(keys: Iterable[KeyEntry]) -> str:
+    names = sorted(f"{key.name} ({key.id})" for key in keys)
+    return f"{len(names)} keys: {', '.join(names)}"
 
 
 def _decoy(file: KeyFile) -> KeyEntry:

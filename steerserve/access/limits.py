@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -22,16 +22,16 @@ _Ranges = Annotated[tuple[_Range, ...], Field(strict=False, max_length=4096)]
 class Limits(BaseModel):
     """All of them hold at once; one that is left out limits nothing.
 
-    `saes` are the SAEs that a request may name, and directions as `direction:NAME`. `features` are half-open
-    ranges by SAE; where it stands without `saes`, the SAEs in it are the only ones. Both cover what is
-    changed and what a condition reads. `max_value` bounds |value| in raw units, after `unit: "max"` is
-    resolved, and the factor of `scale`.
+    `saes` are the SAEs that a request may name, and directions as `direction:NAME`. `ops` are what it may
+    do, `abort` for `then: "abort"`. `features` are half-open ranges by SAE; where it stands without `saes`,
+    the SAEs in it are the only ones. `saes` and `features` cover what is changed and what a condition reads.
+    `max_value` bounds |value| in raw units, after `unit: "max"` is resolved, and the factor of `scale`.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
     saes: Annotated[tuple[_SourceName, ...], Field(strict=False)] | None = None
-    ops: Annotated[tuple[Op, ...], Field(strict=False)] | None = None
+    ops: Annotated[tuple[Op | Literal["abort"], ...], Field(strict=False)] | None = None
     features: dict[_SaeName, _Ranges] | None = None
     max_value: float | None = Field(None, ge=0)
     max_interventions: int | None = Field(None, ge=0)

@@ -36,18 +36,20 @@ class CompiledPolicy:
 
 def check_policies(
     policies: Sequence[Policy], catalog: Catalog, routes: Collection[str] | None = None
-) -> None:
+) -> dict[str, CompiledPolicy]:
     """Refuse a set that cannot be enforced exactly, as a whole.
 
     Args: routes: the routes that generate, where they are known: a policy for another one would hold nothing.
+    Returns: as `compile_policies`.
     Raises: PolicyError naming the policy and what is wrong.
     """
-    compile_policies(policies, catalog)
+    compiled = compile_policies(policies, catalog)
     for policy in policies if routes is not None else ():
         for route in policy.applies.routes:
             if routes is not None and route not in routes:
                 known = ", ".join(sorted(routes))
                 raise PolicyError(f"policy `{policy.name}`: expected routes of {known}, got {route!r}")
+    return compiled
 
 
 def compile_policies(policies: Sequence[Policy], catalog: Catalog) -> dict[str, CompiledPolicy]:

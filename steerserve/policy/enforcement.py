@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from steerserve.catalog import Catalog
@@ -13,9 +14,10 @@ from steerserve.layout import MAX_BITS, Bits
 from steerserve.plan import Plan, build_plan
 from steerserve.row import Row
 
-from .compiled import CompiledPolicy, check_policies, compile_policies, distinct
+from .compiled import CompiledPolicy, check_policies, distinct
 from .document import Policy
 from .folder import PolicyFolder
+from .policy_set import PolicySet
 
 __all__ = ["Applying", "Caller", "Enforcement", "InForce", "Merged"]
 
@@ -84,23 +86,20 @@ class InForce:
     version: str
     compiled: dict[str, CompiledPolicy]
     catalog: Catalog
-    _callers: dict[Caller, Applying] = field(default_factory=dict, repr=False)
 
     def applying(self, caller: Caller) -> Applying:
         """The policies for this caller."""
-        if caller not in self._callers:
-            if len(self._callers) >= _MOST_CALLERS:
-                self._callers.clear()
-            compiled = (
-                one
-                for one in self.compiled.values()
-                if any(
-                    one.policy.applies.match(model, caller.route, caller.scopes, caller.key)
-                    for model in caller.models or (None,)
-                )
-            )
-            self._callers[caller] = Applying.of(compiled, self.catalog)
-        return self._callers[caller]
+        return self._applying(caller)
+
+    @cached_property
+    def _applying(self) -> Callable[[Caller], Applying]:
+        """Remembers its answers; functools' cache, unlike a dict of our own, is safe in several threads."""
+
+        def find(caller: Caller) -> Applying:
+            found = (one for one in self.compiled.values() if _is_for(one.policy, caller))
+            return Applying.of(found, self.catalog)
+
+        return lru_cache(maxsize=_MOST_CALLERS)(find)
 
     def merge(self, own: Plan | None, caller: Caller) -> Merged:
         """The plan of a request.
@@ -132,7 +131,7 @@ class InForce:
 
 
 class Enforcement:
-    """The policies of a folder, compiled anew whenever it changes; `changed` is then called with them.
+    """The policies of a folder, compiled before any of them takes force, and once.
 
     Args: path: the folder. catalog: what is served. routes: the routes that generate, where they are known.
         every: seconds between two looks at the folder.
@@ -142,23 +141,30 @@ class Enforcement:
     def __init__(
         self, path: Path, catalog: Catalog, routes: Collection[str] | None = None, *, every: float = 0.5
     ) -> None:
-        self._catalog = catalog
-        self.folder = PolicyFolder(
-            path, lambda policies: check_policies(policies, catalog, routes), every=every
-        )
-        self._in_force: InForce | None = None
-        self.changed: Callable[[InForce], None] = lambda _: None
+
+        def compiled(policies: Sequence[Policy]) -> InForce:
+            found = check_policies(policies, catalog, routes)
+            return InForce(PolicySet.of(policies).version, found, catalog)
+
+        self.folder: PolicyFolder[InForce] = PolicyFolder(path, compiled, every=every)
 
     def current(self) -> InForce:
-        """The policies in force now."""
-        found, known = self.folder.current(), self._in_force
-        if known is None or known.version != found.version:
-            compiled = compile_policies(tuple(found.policies.values()), self._catalog)
-            is_new = known is not None
-            known = self._in_force = InForce(found.version, compiled, self._catalog)
-            if is_new:
-                self.changed(known)
-        return known
+        """The policies in force now. Reads the folder where that is due: not for an event loop."""
+        self.folder.look()
+        return self.folder.enforced
+
+    async def current_async(self) -> InForce:
+        """The same, for an event loop: what reads the disk does so in a thread."""
+        if self.folder.is_due:
+            await asyncio.to_thread(self.folder.look)
+        return self.folder.enforced
+
+
+def _is_for(policy: Policy, caller: Caller) -> bool:
+    return any(
+        policy.applies.match(model, caller.route, caller.scopes, caller.key)
+        for model in caller.models or (None,)
+    )
 
 
 def _check_conflict(own: Sequence[Row], applying: Applying) -> None:

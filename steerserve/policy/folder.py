@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 from steerserve.errors import (
     MissingError,
@@ -26,12 +26,13 @@ from .metrics import count_failed_reload, show_policies
 from .policy_set import PolicySet, version_of
 from .precondition import check_precondition
 
-__all__ = ["Check", "PolicyChange", "PolicyFolder"]
+__all__ = ["Check", "PolicyChange", "PolicyFolder", "unrecorded"]
 
 logger = logging.getLogger(__name__)
 
 Action = Literal["created", "replaced", "deleted"]
-Check = Callable[[Sequence[Policy]], None]
+Enforced = TypeVar("Enforced")
+Check = Callable[[Sequence[Policy]], Enforced]
 
 # A file system's clock is coarse: a file written this lately may be written again and look the same.
 _SETTLED_NS = 2_000_000_000
@@ -41,7 +42,8 @@ _SETTLED_NS = 2_000_000_000
 class PolicyChange:
     """One policy created, replaced or deleted.
 
-    `sha256` is of the document put or deleted; `mode` of the one put, None where one was deleted.
+    `sha256` is of the document put or deleted; `mode` of the one put, None where one was deleted;
+    `set_version` of all policies once it is made.
     """
 
     name: str
@@ -50,44 +52,74 @@ class PolicyChange:
     new_version: int | None
     mode: Mode | None
     sha256: str
+    set_version: str
 
 
-class PolicyFolder:
+def unrecorded(_: object) -> None:
+    """The record of a change where none is kept."""
+
+
+class PolicyFolder(Generic[Enforced]):
     """All or nothing: what is in force is always one whole content of the folder that `check` accepted.
 
     Args:
         path: the folder; one file for each policy.
-        check: raises a PolicyError if these cannot all be enforced.
+        check: what these policies come to, kept as `enforced`; raises a PolicyError if they cannot all be.
         every: seconds between two looks at the folder.
     Raises: PolicyError naming the file and field, if the folder as it is now cannot be enforced.
 
-    `problem` says why the folder's present content is not what is in force; None where it is.
+    Attributes:
+        problem: why the folder's present content is not what is in force; None where it is.
+        record: called, in whatever thread looks, with what is about to take force because the folder's files
+            changed. Where it raises, what was in force stays, and the next look tries again.
     """
 
-    def __init__(self, path: Path | str, check: Check, *, every: float = 0.5) -> None:
+    def __init__(self, path: Path | str, check: Check[Enforced], *, every: float = 0.5) -> None:
         self.path = Path(path)
         self.problem: str | None = None
+        self.record: Callable[[Enforced], None] = unrecorded
         self._check = check
         self._every = every
         self._reading = threading.Lock()
         self._complaint: tuple[str | None, str] | None = None
         listing, files = read_steady(self.path)
         self._seen = _settled(listing)
-        self._set = PolicySet.of(())
-        self._publish(self._parsed(files))
+        # Both in one: whoever reads them gets two that belong together.
+        self._now = self._checked(PolicySet.of(parse_policy(f.path.name, f.content) for f in files.values()))
+        self._publish(self._now)
         self._next_look = time.monotonic() + every
 
     def current(self) -> PolicySet:
         """The policies in force. One caller looks whether they changed, while others go on with the last."""
+        self.look()
+        return self._now[0]
+
+    @property
+    def enforced(self) -> Enforced:
+        """What `check` made of the policies in force; never looks at the folder."""
+        return self._now[1]
+
+    @property
+    def is_due(self) -> bool:
+        """Whether `look` would go to the disk now."""
+        return time.monotonic() >= self._next_look and not self._reading.locked()
+
+    def look(self) -> None:
+        """See whether the folder changed, unless that was done lately or another thread is at it."""
         if time.monotonic() >= self._next_look and self._reading.acquire(blocking=False):
             try:
                 self._look()
             finally:
                 self._reading.release()
-        return self._set
 
     def put(
-        self, name: str, content: bytes, *, if_match: str | None = None, if_none_match: str | None = None
+        self,
+        name: str,
+        content: bytes,
+        *,
+        if_match: str | None = None,
+        if_none_match: str | None = None,
+        record: Callable[[PolicyChange], None] = unrecorded,
     ) -> PolicyChange:
         """Create or replace one policy; in force when this returns.
 
@@ -95,6 +127,8 @@ class PolicyFolder:
             content: the document, YAML in UTF-8.
             if_match: the ETag of the policy that is replaced, or `*`; as in HTTP.
             if_none_match: `*` to create a policy and never replace one.
+            record: called with the change once nothing but the disk can refuse it, and before anything is
+                written. What it raises is raised, and nothing changes.
         Raises: RequestError naming the field; StaleError, ReadOnlyError or UnavailableError.
         """
         policy = read_policy(name, content)
@@ -108,15 +142,24 @@ class PolicyFolder:
             changed = self._would_be(name, files, policy)
             if old is not None:
                 _check_own(old)
+            action: Action = "replaced" if old else "created"
+            new = policy.version, policy.mode, policy.sha256
+            change = PolicyChange(name, action, old_version, *new, changed[0].version)
+            record(change)
             write_file(old.path if old else self.path / f"{name}.yaml", content)
             self._force(changed)
-        action: Action = "replaced" if old else "created"
-        return PolicyChange(name, action, old_version, policy.version, policy.mode, policy.sha256)
+        return change
 
-    def delete(self, name: str, *, if_match: str | None = None) -> PolicyChange:
+    def delete(
+        self,
+        name: str,
+        *,
+        if_match: str | None = None,
+        record: Callable[[PolicyChange], None] = unrecorded,
+    ) -> PolicyChange:
         """Take one policy out of force.
 
-        Args: if_match: the ETag of the policy, or `*`; as in HTTP.
+        Args: if_match: the ETag of the policy, or `*`; as in HTTP. record: as for `put`.
         Raises: MissingError, StaleError, ReadOnlyError or UnavailableError.
         """
         with self._changing() as files:
@@ -126,10 +169,12 @@ class PolicyFolder:
             check_precondition(old.sha256, if_match)
             _check_own(old)
             changed = self._would_be(name, files, None)
-            old_version = self._version(name, old)
+            gone = self._version(name, old), None, None, old.sha256
+            change = PolicyChange(name, "deleted", *gone, changed[0].version)
+            record(change)
             remove_file(old.path)
             self._force(changed)
-        return PolicyChange(name, "deleted", old_version, None, None, old.sha256)
+        return change
 
     def _look(self) -> None:
         """Take over what the folder holds now, or say why not. A failure of any kind leaves the last set."""
@@ -140,8 +185,10 @@ class PolicyFolder:
             listing, files = read_steady(self.path)
             fingerprint = _fingerprint(files)
             self._seen = _settled(listing)
-            if fingerprint != self._set.version:
-                self._publish(self._parsed(files))
+            if fingerprint != self._now[0].version:
+                found = self._checked(PolicySet.of(self._policy(*item) for item in files.items()))
+                self.record(found[1])
+                self._publish(found)
             self.problem = self._complaint = None
         except Exception as error:
             self._complain(fingerprint, error)
@@ -150,7 +197,8 @@ class PolicyFolder:
 
     def _complain(self, fingerprint: str | None, error: Exception) -> None:
         """Show what is wrong, and log and count it once for each content."""
-        if fingerprint is None:
+        # What lies there may be sound, and what failed around it may pass.
+        if fingerprint is None or not isinstance(error, PolicyError):
             self._seen = None
         known = isinstance(error, SteerserveError)
         self.problem = str(error) if known else repr(error)
@@ -160,20 +208,19 @@ class PolicyFolder:
             count_failed_reload()
             logger.error("Policies stay as they were: %s", self.problem, exc_info=None if known else error)
 
-    def _parsed(self, files: Mapping[str, PolicyFile]) -> PolicySet:
-        policies = PolicySet.of(self._policy(name, file) for name, file in files.items())
-        self._check(tuple(policies.policies.values()))
-        return policies
+    def _checked(self, policies: PolicySet) -> tuple[PolicySet, Enforced]:
+        return policies, self._check(tuple(policies.policies.values()))
 
     def _policy(self, name: str, file: PolicyFile) -> Policy:
         """Parsed, unless it is in force as it is."""
-        known = self._set.policies.get(name)
+        known = self._now[0].policies.get(name)
         if known is not None and known.sha256 == file.sha256:
             return known
         return parse_policy(file.path.name, file.content)
 
-    def _publish(self, policies: PolicySet) -> None:
-        self._set = policies
+    def _publish(self, checked: tuple[PolicySet, Enforced]) -> None:
+        self._now = checked
+        policies = checked[0]
         show_policies(policies)
         names = [f"{p.name} v{p.version} {p.mode}" for p in policies.policies.values()]
         logger.info("Policies %s in force: %s", policies.version, ", ".join(names) or "none")
@@ -188,7 +235,9 @@ class PolicyFolder:
                 raise _unsound(error) from None
             yield files
 
-    def _would_be(self, name: str, files: Mapping[str, PolicyFile], policy: Policy | None) -> PolicySet:
+    def _would_be(
+        self, name: str, files: Mapping[str, PolicyFile], policy: Policy | None
+    ) -> tuple[PolicySet, Enforced]:
         """The whole set once this policy takes the place of what bears its name."""
         try:
             policies = [self._policy(other, file) for other, file in files.items() if other != name]
@@ -196,17 +245,16 @@ class PolicyFolder:
             raise _unsound(error) from None
         changed = PolicySet.of([*policies, policy] if policy else policies)
         try:
-            self._check(tuple(changed.policies.values()))
+            return self._checked(changed)
         except PolicyError as error:
             message = f"expected policies that can be enforced together: {error}"
             raise RequestError(message, at=(), reason="policy") from None
-        return changed
 
-    def _force(self, policies: PolicySet) -> None:
+    def _force(self, checked: tuple[PolicySet, Enforced]) -> None:
         """Publish what was just written; a look that began before the writing must not undo it."""
         with self._reading:
             self._seen = self.problem = self._complaint = None
-            self._publish(policies)
+            self._publish(checked)
 
     def _version(self, name: str, file: PolicyFile | None) -> int | None:
         """The version in place; where the file is broken, that of the policy it stood for."""
@@ -215,7 +263,7 @@ class PolicyFolder:
         try:
             return self._policy(name, file).version
         except PolicyError:
-            known = self._set.policies.get(name)
+            known = self._now[0].policies.get(name)
             return known.version if known else None
 
 

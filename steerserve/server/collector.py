@@ -7,6 +7,7 @@ import contextvars
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from steerserve.metrics import TokenFeed, admissions, observe_report, observe_slots
@@ -15,6 +16,9 @@ from steerserve.report import Collected, TicketTally, merge_workers
 __all__ = ["CollectRpc", "ReportCollector"]
 
 logger = logging.getLogger(__name__)
+
+# The workers keep no more finished reports than this either.
+_MOST_ABANDONED = 4096
 
 
 class CollectRpc(Protocol):
@@ -35,6 +39,7 @@ class ReportCollector:
         several_servers: whether others admit requests that this process cannot see.
         window: seconds that the first of a batch waits for others.
         timeout: seconds after which a reply goes out with its report marked incomplete.
+        patience: seconds that a batch waits for the call before it, should that one hang.
     """
 
     def __init__(
@@ -45,22 +50,27 @@ class ReportCollector:
         several_servers: bool = False,
         window: float = 0.002,
         timeout: float = 5.0,
+        patience: float = 0.5,
     ) -> None:
         self._rpc = rpc
         self._feed = TokenFeed() if feeds_tokens else None
         self._several_servers = several_servers
         self._window = window
         self._timeout = timeout
+        self._patience = patience
         self._waiting: dict[str, asyncio.Future[TicketTally | None]] = {}
-        self._abandoned: set[str] = set()
+        self._abandoned: dict[str, dict[str, int]] = {}
         self._ends: dict[str, dict[str, int]] = {}
         self._asking: asyncio.Task[None] | None = None
+        self._calls: set[asyncio.Task[None]] = set()
         self._refreshing: asyncio.Task[None] | None = None
         self._admissions_shown = 0
         self._slots_in_use = 0
 
     async def collect(self, ticket: str, ends: dict[str, int] | None = None) -> TicketTally | None:
         """What the workers counted for a ticket, and then forgot; None if they do not answer in time.
+
+        What was not answered, or not waited for, is given up: the workers need not keep it.
 
         Args: ends: where its requests ended, behind which nothing counts.
         """
@@ -70,18 +80,23 @@ class ReportCollector:
         self._waiting[ticket] = future
         if self._asking is None or self._asking.done():
             self._asking = _spawn(self._ask_in_batches)
+        found = None
         try:
-            return await asyncio.wait_for(future, self._timeout)
+            found = await asyncio.wait_for(future, self._timeout)
         except TimeoutError:
-            return None
+            pass
         finally:
             self._waiting.pop(ticket, None)
+            ends = self._ends.pop(ticket, None)
+            if found is None:
+                self.abandon(ticket, ends)
             observe_report(time.perf_counter() - started)
+        return found
 
     def abandon(self, ticket: str, ends: dict[str, int] | None = None) -> None:
         """Nobody will come for this report: have the workers forget it at the next refresh."""
-        self._ends[ticket] = ends or {}
-        self._abandoned.add(ticket)
+        if len(self._abandoned) < _MOST_ABANDONED:
+            self._abandoned[ticket] = ends or {}
 
     def start(self, every: float = 5.0) -> None:
         """Refresh the metrics in the background whenever there can be something new; on the running loop."""
@@ -89,7 +104,7 @@ class ReportCollector:
 
     async def stop(self) -> None:
         """End the background work."""
-        for task in (self._refreshing, self._asking):
+        for task in (self._refreshing, self._asking, *self._calls):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
@@ -108,21 +123,30 @@ class ReportCollector:
         while self._waiting:
             await asyncio.sleep(self._window)
             batch, self._waiting = self._waiting, {}
-            await self._ask(batch)
+            call = _spawn(partial(self._ask, batch))
+            self._calls.add(call)
+            call.add_done_callback(self._calls.discard)
+            await asyncio.wait({call}, timeout=self._patience)
 
     async def _ask(self, batch: dict[str, asyncio.Future[TicketTally | None]]) -> None:
-        """One call for the whole batch. Whatever goes wrong, every future of it is answered."""
-        abandoned, self._abandoned = self._abandoned, set()
-        asked = {ticket: self._ends.pop(ticket, {}) for ticket in (*batch, *abandoned)}
+        """One call for the whole batch. Whatever goes wrong, every future of it is answered.
+
+        If the call fails, nobody knows what the workers heard of it: what they are to forget is said again.
+        """
+        abandoned, self._abandoned = self._abandoned, {}
+        asked = {ticket: self._ends.get(ticket, {}) for ticket in batch} | abandoned
         admitted = admissions()
         collected = Collected()
         try:
             replies = await asyncio.wait_for(self._rpc(asked), self._timeout)
             collected = merge_workers(replies)
             self._show(collected, admitted)
+            abandoned = {}
         except Exception as error:
             logger.warning("The engine did not answer for %d reports: %r", len(batch), error)
         finally:
+            for ticket, ends in abandoned.items():
+                self.abandon(ticket, ends)
             for ticket, future in batch.items():
                 if not future.done():
                     future.set_result(collected.tallies.get(ticket))

@@ -8,14 +8,17 @@ from typing import Any
 
 __all__ = ["error_in", "final_event", "splice", "with_report"]
 
-# Each API's last event, at the start of a line, where text inside JSON, its line ends escaped, cannot be.
+# A line begins behind LF, CR or CRLF; text inside JSON, its line ends escaped, cannot be there. One space may
+# follow a field's colon.
+_LINE = rb"(?:\A|(?<=[\r\n]))"
+# Each API's last event.
 _FINAL = re.compile(
-    rb"^(?:data: \[DONE\]"
-    rb"|event: response\.(?:completed|incomplete)\r?\n"
-    rb"|event: message_stop\r?\n"
-    rb'|data: \{"type": ?"message-end")',
-    re.MULTILINE,
+    _LINE + rb"(?:data: ?\[DONE\](?=[\r\n]|\Z)"
+    rb"|event: ?response\.(?:completed|incomplete)[\r\n]"
+    rb"|event: ?message_stop[\r\n]"
+    rb'|data: ?\{"type": ?"message-end")'
 )
+_DATA = re.compile(_LINE + rb"data: ?([^\r\n]*)")
 _HEAD = ("id", "object", "created", "model", "request_id")
 
 
@@ -41,27 +44,27 @@ def with_report(event: bytes, report: dict[str, Any], previous: bytes) -> bytes:
         event: the events from the last one on.
         previous: the events before it, whose last one lends its id and model to a chunk of the report's own.
     """
-    if event.startswith(b"data: [DONE]"):
+    found = _DATA.search(event)
+    assert found is not None
+    data = found[1]
+    if data == b"[DONE]":
         return _own_chunk(report, previous) + event
-    lines = event.split(b"\n")
-    at = next(index for index, line in enumerate(lines) if line.startswith(b"data: "))
-    data = lines[at].removeprefix(b"data: ")
-    lines[at] = b"data: " + (_in_response(data, report) if b'"response":' in data else splice(data, report))
-    return b"\n".join(lines)
+    data = _in_response(data, report) if b'"response":' in data else splice(data, report)
+    return event[: found.start(1)] + data + event[found.end(1) :]
 
 
 def error_in(events: bytes) -> dict[str, Any] | None:
     """The first error object that a stream's events carry."""
-    for line in events.splitlines():
-        if line.startswith(b"data: {") and b'"error"' in line:
-            document = _load(line)
+    for data in _DATA.findall(events):
+        if data.startswith(b"{") and b'"error"' in data:
+            document = _load(data)
             if isinstance(document.get("error"), dict):
                 return document
     return None
 
 
 def _own_chunk(report: dict[str, Any], previous: bytes) -> bytes:
-    data = [line for line in previous.splitlines() if line.startswith(b"data: {")]
+    data = [data for data in _DATA.findall(previous) if data.startswith(b"{")]
     last = _load(data[-1]) if data else {}
     if "error" in last:
         return b""
@@ -75,9 +78,9 @@ def _in_response(data: bytes, report: dict[str, Any]) -> bytes:
     return _dump(document)
 
 
-def _load(line: bytes) -> dict[str, Any]:
+def _load(data: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(line.removeprefix(b"data: "))
+        document = json.loads(data)
     except ValueError:
         return {}
     return document if isinstance(document, dict) else {}

@@ -13,6 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from steerserve import compiling
 from steerserve.access.permission import check_may_steer
 from steerserve.carried import CARRIED, Carried
 from steerserve.compile import compile_plan
@@ -68,7 +69,7 @@ class SteeringMiddleware:
             await self.state.close()
 
     async def _converse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        carried = self._carried(scope)
+        carried = await self._carried(scope)
         with _carrying(carried):
             try:
                 await self.app(scope, unsteered_only(receive, send), send)
@@ -79,12 +80,12 @@ class SteeringMiddleware:
         body = await _read(receive)
         if body is None:
             return
-        carried = self._carried(scope)
+        carried = await self._carried(scope)
         try:
             check_head(scope)
             taken = take_steering(body, Headers(scope=scope).get("content-type", ""), path_of(scope))
             if taken is not None:
-                self._compile(path_of(scope), *taken, carried)
+                await self._compile(path_of(scope), *taken, carried)
             self._check_alone(path_of(scope), body if taken is None else taken[1], carried)
             if taken is not None:
                 scope, body = _with_body(scope, taken[1])
@@ -99,13 +100,13 @@ class SteeringMiddleware:
             return
         await self._steer(scope, _replay(body, receive), send, carried)
 
-    def _carried(self, scope: Scope) -> Carried:
+    async def _carried(self, scope: Scope) -> Carried:
         principal, enforcement = principal_of(scope), self.state.enforcement
         caller = Caller((), path_of(scope), principal.scopes, principal.name)
-        in_force = None if enforcement is None else enforcement.current()
+        in_force = None if enforcement is None else await enforcement.current_async()
         return Carried(caller=caller, principal=principal, in_force=in_force)
 
-    def _compile(self, path: str, value: object, rest: dict[str, Any], carried: Carried) -> None:
+    async def _compile(self, path: str, value: object, rest: dict[str, Any], carried: Carried) -> None:
         """Check everything about a request that can be known before the engine sees it.
 
         Raises: RequestError naming the first field that is wrong.
@@ -117,7 +118,10 @@ class SteeringMiddleware:
         started = time.perf_counter()
         carried.spec = parse_spec(value)
         check_options(rest)
-        carried.own = compile_plan(carried.spec, self.state.catalog)
+        if self.state.catalog.reads_disk:
+            carried.own = await compiling.run(compile_plan, carried.spec, self.state.catalog)
+        else:
+            carried.own = compile_plan(carried.spec, self.state.catalog)
         carried.check(carried.own, self.state.catalog)
         carried.seconds = time.perf_counter() - started
 

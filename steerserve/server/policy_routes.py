@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from typing import Annotated, Any, Literal, Protocol
@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from steerserve.access.principal import Principal
-from steerserve.errors import MissingError, ReadOnlyError, RequestError, UnavailableError
+from steerserve.errors import MissingError, ReadOnlyError, RequestError
 from steerserve.policy import Applies, KnownNames, Policy, PolicyChange, PolicyFolder
 from steerserve.policy.document import MAX_BYTES, Mode
 
@@ -40,18 +40,21 @@ class PolicyState(Protocol):
     """What these routes need to know."""
 
     @property
-    def policies(self) -> PolicyFolder | None:
+    def policies(self) -> PolicyFolder[Any] | None:
         """The folder; None where none is configured."""
 
     @property
     def names(self) -> KnownNames:
         """The names that requests can have now."""
 
-    async def record_change(self, change: PolicyChange, principal: Principal | None) -> None:
-        """Put a change, and who made it, on the audit log.
+    def record_change(self, change: PolicyChange, principal: Principal | None) -> None:
+        """Put a change that is about to be made, and who makes it, on the audit log; waits for the disk.
 
-        Raises: UnavailableError if that cannot be done.
+        Raises: UnavailableError if that cannot be done: the change is then not made.
         """
+
+    def record_failure(self, change: PolicyChange, principal: Principal | None, error: Exception) -> None:
+        """Put on the audit log that a change was not made after all; waits for nothing."""
 
 
 class PolicyDocument(BaseModel):
@@ -149,21 +152,21 @@ def add_policy_routes(router: APIRouter, state: PolicyState) -> None:
     ) -> Response:
         """Create or replace a policy by its YAML document; in force when this answers."""
 
-        async def put() -> PolicyChange:
+        try:
             folder, content = _folder(state), await _document(request)
-            asked = partial(folder.put, name, content, if_match=if_match, if_none_match=if_none_match)
-            return await run_in_threadpool(asked)
-
-        return await _change(request, state, put)
+        except RequestError as error:
+            return _refused(error, request)
+        put = partial(folder.put, name, content, if_match=if_match, if_none_match=if_none_match)
+        return await run_in_threadpool(_answer, request, partial(_change, request, state, put))
 
     @router.delete("/policies/{name}", response_model=PolicyChanged, responses=_ERRORS)
-    async def delete_policy(request: Request, name: str, if_match: IfMatch = None) -> Response:
+    def delete_policy(request: Request, name: str, if_match: IfMatch = None) -> Response:
         """Take a policy out of force."""
 
-        async def delete() -> PolicyChange:
-            return await run_in_threadpool(partial(_folder(state).delete, name, if_match=if_match))
+        def delete(record: Callable[[PolicyChange], None]) -> PolicyChange:
+            return _folder(state).delete(name, if_match=if_match, record=record)
 
-        return await _change(request, state, delete)
+        return _answer(request, lambda: _change(request, state, delete))
 
 
 def _answer(request: Request, work: Callable[[], Response]) -> Response:
@@ -173,14 +176,20 @@ def _answer(request: Request, work: Callable[[], Response]) -> Response:
         return _refused(error, request)
 
 
-async def _change(
-    request: Request, state: PolicyState, make: Callable[[], Awaitable[PolicyChange]]
-) -> Response:
+def _change(request: Request, state: PolicyState, make: Callable[..., PolicyChange]) -> Response:
+    """On record first, then made; what was then not made after all is put on record, too."""
+    principal, begun = principal_of(request.scope), list[PolicyChange]()
+
+    def record(change: PolicyChange) -> None:
+        state.record_change(change, principal)
+        begun.append(change)
+
     try:
-        change = await make()
-        await _record(request, state, change)
-    except RequestError as error:
-        return _refused(error, request)
+        change = make(record=record)
+    except Exception as error:
+        for change in begun:
+            state.record_failure(change, principal, error)
+        raise
     status = 201 if change.action == "created" else 200
     etag = None if change.new_version is None else f'"{change.sha256}"'
     now = None if change.new_version is None else _folder(state).current().policies.get(change.name)
@@ -196,15 +205,7 @@ def _refused(error: RequestError, request: Request) -> Response:
     return reply
 
 
-async def _record(request: Request, state: PolicyState, change: PolicyChange) -> None:
-    try:
-        await state.record_change(change, principal_of(request.scope))
-    except UnavailableError as error:
-        message = f"expected to audit that `{change.name}` was {change.action}, which is in force: {error}"
-        raise UnavailableError(message, at=(), reason=error.reason) from error
-
-
-def _folder(state: PolicyState) -> PolicyFolder:
+def _folder(state: PolicyState) -> PolicyFolder[Any]:
     if state.policies is None:
         message = "expected a folder of policies, and none is configured here: start the server with one"
         raise MissingError(message, at=(), reason="not_configured")

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 # Of a request whose counts the workers did not give, or not those of what its client received.
 INCOMPLETE = "incomplete"
 Outcome = Literal["ok", "refused", "aborted", "failed", "left"]
+# Seconds that a change waits for the disk to confirm its record.
+_PATIENCE = 10.0
 
 
 class Recorder:
@@ -90,21 +92,21 @@ class Recorder:
             outcome: Outcome = "refused" if reply.refused else "left" if not reply.finished else "failed"
             await self._write(self._record(scope, carried, outcome, tally, status=reply.status))
 
-    async def changed(self, change: PolicyChange, principal: Principal | None) -> None:
-        """A policy was changed over HTTP.
+    def changing(self, change: PolicyChange, principal: Principal | None) -> None:
+        """A policy is about to be changed over HTTP. Waits for the disk: not for an event loop.
 
-        Raises: UnavailableError if that cannot be recorded.
+        Raises: UnavailableError if that cannot be recorded, and must then not be done.
         """
-        version = change.new_version or change.old_version or 0
-        record = Record(
-            event="policy",
-            principal=None if principal is None else principal.name,
-            policies=(PolicyUse(name=change.name, version=version, mode=change.mode or "off"),),
-            detail=f"{change.action} {change.old_version} -> {change.new_version}, sha256 {change.sha256}",
+        detail = (
+            f"{change.action} {change.old_version} -> {change.new_version}, sha256 {change.sha256}, "
+            f"in force: {change.set_version}"
         )
-        problem = await self._write(record)
-        if problem is not None:
-            raise UnavailableError(str(problem), at=(), reason="audit") from problem
+        self._first(_of_change(change, principal, detail))
+
+    def not_changed(self, change: PolicyChange, principal: Principal | None, error: Exception) -> None:
+        """What `changing` recorded could not be done."""
+        detail = f"not {change.action}, {change.old_version} stays: {error}"
+        self._note(_of_change(change, principal, detail))
 
     def denied(self, scope: Scope, error: RequestError) -> None:
         """A request was turned away at the door; nobody waits until that is written."""
@@ -122,14 +124,31 @@ class Recorder:
             )
         )
 
-    def reloaded(self, in_force: InForce) -> None:
-        """Other policies are in force than before, wherever the change came from."""
-        uses = tuple(_use(one.policy) for one in in_force.compiled.values())
-        self._note(Record(event="policy", policies=uses, detail=f"in force: {in_force.version}"))
+    def enforcing(self, in_force: InForce) -> None:
+        """These policies are about to take force, for the folder changed or the server starts.
 
-    def rekeyed(self, detail: str) -> None:
-        """Other keys are in force than before."""
-        self._note(Record(event="keys", detail=detail))
+        Waits for the disk: not for an event loop.
+
+        Raises: UnavailableError if that cannot be recorded, and must then not happen.
+        """
+        uses = tuple(_use(one.policy) for one in in_force.compiled.values())
+        self._first(Record(event="policy", policies=uses, detail=f"in force: {in_force.version}"))
+
+    def rekeying(self, detail: str) -> None:
+        """These keys are about to count. Raises: as `enforcing`."""
+        self._first(Record(event="keys", detail=detail))
+
+    def _first(self, record: Record) -> None:
+        """Written before what it tells of is done."""
+        if self.log is None:
+            return
+        try:
+            self.log.append(record).result(_PATIENCE)
+        except (AuditError, TimeoutError) as error:
+            why = str(error) or f"the disk did not answer within {_PATIENCE:g} s"
+            logger.error("The audit log lacks a %s, which was therefore not done: %s", record.event, why)
+            message = f"expected to audit a change before it is made, and could not: {why}"
+            raise UnavailableError(message, at=(), reason="audit") from error
 
     def _note(self, record: Record) -> None:
         if self.log is not None:
@@ -197,6 +216,16 @@ def _is_bound(carried: Carried) -> bool:
     """Whether an enforced policy may be for the request; its model is not known yet."""
     compiled = carried.in_force.compiled.values() if carried.in_force is not None else ()
     return any(one.policy.mode == "enforce" for one in compiled)
+
+
+def _of_change(change: PolicyChange, principal: Principal | None, detail: str) -> Record:
+    version = change.new_version or change.old_version or 0
+    return Record(
+        event="policy",
+        principal=None if principal is None else principal.name,
+        policies=(PolicyUse(name=change.name, version=version, mode=change.mode or "off"),),
+        detail=detail,
+    )
 
 
 def _use(policy: Policy) -> PolicyUse:

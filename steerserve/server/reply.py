@@ -12,6 +12,7 @@ from steerserve.carried import Carried
 from steerserve.errors import RequestError, RouteError
 
 from .events import error_in, final_event, splice, with_report
+from .framing import EventFramer
 
 __all__ = ["ReplyStopped", "SteeredReply"]
 
@@ -51,6 +52,7 @@ class SteeredReply:
         self._start: Message | None = None
         self._body = self._pass
         self._held = b""
+        self._framer = EventFramer()
         self._last = b""
         self._has_begun = False
         self.status: int | None = None
@@ -144,9 +146,9 @@ class SteeredReply:
         if self.asked:
             await self._pass(body, more)
             return
-        events = self._held + body
-        whole = (events.rfind(b"\n\n") + 2 if b"\n\n" in events else 0) if more else len(events)
-        events, self._held = events[:whole], events[whole:]
+        events = self._framer.feed(body)
+        if not more:
+            events += self._framer.rest()
         at = final_event(events)
         if at is not None or not more:
             before, events = (events, b"") if at is None else (events[:at], events[at:])

@@ -13,7 +13,7 @@ from steerserve.access.principal import Principal
 from steerserve.catalog import Catalog
 from steerserve.errors import RequestError
 from steerserve.policy import KnownNames, PolicyChange, PolicyFolder
-from steerserve.policy.enforcement import Enforcement
+from steerserve.policy.enforcement import Enforcement, InForce
 from steerserve.report import Reporter
 
 from .collector import ReportCollector
@@ -48,7 +48,7 @@ class SteeringState:
     _following: asyncio.Task[None] | None = None
 
     @property
-    def policies(self) -> PolicyFolder | None:
+    def policies(self) -> PolicyFolder[InForce] | None:
         """The folder of policies; None where none is configured."""
         return self.enforcement.folder if self.enforcement is not None else None
 
@@ -67,12 +67,16 @@ class SteeringState:
         """Put on record that a request was turned away at the door."""
         self.recorder.denied(scope, error)
 
-    async def record_change(self, change: PolicyChange, principal: Principal | None) -> None:
-        """Put a changed policy on record.
+    def record_change(self, change: PolicyChange, principal: Principal | None) -> None:
+        """Put a policy on record that is about to be changed.
 
         Raises: UnavailableError if that cannot be done.
         """
-        await self.recorder.changed(change, principal)
+        self.recorder.changing(change, principal)
+
+    def record_failure(self, change: PolicyChange, principal: Principal | None, error: Exception) -> None:
+        """Put on record that a change was not made after all."""
+        self.recorder.not_changed(change, principal, error)
 
     def start(self) -> None:
         """Begin the background work, on the running loop."""

@@ -93,7 +93,7 @@ def steer_reference(
         history: what is noted of the requests; may be left out where no row latches or is held.
     A row of a policy that cannot be held, for an activation is not finite, is noted: its request ends.
 
-    Source: DESIGN, "The maths": one clipped affine map on a feature's activation.
+    Each row is one clipped affine map on a feature's activation, f' = min(max(a·f + c, lo), hi).
     """
     trace.fill_(torch.nan)
     for t in range(stream.shape[0]):

@@ -222,6 +222,36 @@ def test_a_changed_file_adds_revokes_and_changes_keys(write_keys: WriteKeys, key
 
 
 @pytest.mark.usefixtures("impatient")
+def test_what_is_taken_away_counts_at_once_and_what_is_granted_once_it_is_on_record(
+    write_keys: WriteKeys, key: KeyText
+) -> None:
+    gone, changed, new = (new_key_text() for _ in range(3))
+    ring = KeyRing(write_keys(make_entry(key), make_entry(gone, "gone"), make_entry(changed, "changed")))
+    said: list[str] = []
+
+    def full(detail: str) -> None:
+        assert ring._keys.entries.keys() == {key.id}
+        said.append(detail)
+        raise UnavailableError("expected room in the audit log", at=(), reason="audit")
+
+    ring.record = full
+    write_keys(make_entry(key), make_entry(changed, "changed", scopes=["admin"]), make_entry(new, "new"))
+    for other in (gone, changed, new):
+        with pytest.raises(UnauthenticatedError):
+            ask(ring, other)
+    assert ask(ring, key).name == "team"
+    assert "expected room in the audit log" in (ring.problem or "")
+    ring.record = said.append
+    assert ask(ring, new).name == "new"
+    assert ask(ring, changed).scopes == {"admin"}
+    with pytest.raises(UnauthenticatedError):
+        ask(ring, gone)
+    assert ring.problem is None
+    assert len(set(said)) == 1
+    assert said[0].startswith(f"3 keys: changed ({changed.id})")
+
+
+@pytest.mark.usefixtures("impatient")
 def test_what_was_verified_is_forgotten_when_the_file_changes(
     write_keys: WriteKeys, key: KeyText, hashed: list[tuple[str, int]]
 ) -> None:

@@ -94,6 +94,19 @@ def test_an_empty_list_allows_nothing(catalog: Catalog) -> None:
     refused(catalog, {"features": {}}, NORTH)
 
 
+ABORT = {"then": "abort", "when": {"sae": "jump", "feature": 3, "above": 1.0}}
+
+
+def test_ending_a_request_is_an_op_of_its_own(catalog: Catalog) -> None:
+    passes(catalog, {"ops": ["abort"]}, ABORT)
+    passes(catalog, {"ops": ["clamp", "abort"], "max_value": 2.0}, CLAMP, ABORT)
+    assert "got abort jump[3]" in refused(catalog, {"ops": ["clamp"]}, CLAMP, ABORT)
+    assert "got clamp jump[3]" in refused(catalog, {"ops": ["abort"]}, CLAMP, ABORT)
+    # What it waits for tells where a feature is active.
+    assert "abort jump[3]" in refused(catalog, {"ops": ["abort"], "saes": ["gate"]}, ABORT)
+    assert "abort jump[3]" in refused(catalog, {"features": {"jump": [[4, 9]]}}, ABORT)
+
+
 def test_ops_are_limited_by_name(catalog: Catalog) -> None:
     said = refused(catalog, {"ops": ["ablate"]}, CLAMP, ABLATE)
     assert "`ops`" in said

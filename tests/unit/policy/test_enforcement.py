@@ -2,6 +2,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +15,15 @@ import pytest
 
 from steerserve.catalog import Catalog
 from steerserve.compile import compile_plan
-from steerserve.errors import ConflictError, PolicyError, RequestError
+from steerserve.errors import ConflictError, PolicyError, RequestError, UnavailableError
 from steerserve.plan import Plan
-from steerserve.policy.enforcement import Caller, Enforcement
+from steerserve.policy import compiled as compiled_module
+from steerserve.policy.enforcement import Caller, Enforcement, InForce
 from steerserve.spec import parse_spec
 from tests.unit.catalogs import make_catalog
 
 ABLATE = {"sae": "jump", "feature": 3, "op": "ablate"}
+THREADS = 8
 OTHER = {"sae": "jump", "feature": 9, "op": "add", "value": 1.0}
 
 
@@ -110,16 +118,100 @@ def test_equal_plans_of_other_orders_keep_their_own_reports(catalog: Catalog, ho
     assert origins == [[0, 1], [1, 0]]
 
 
-def test_a_changed_folder_is_in_force_at_once_and_told(catalog: Catalog, home: Path) -> None:
+def test_a_change_is_in_force_at_once(catalog: Catalog, home: Path) -> None:
     enforcement = Enforcement(home, catalog)
-    told: list[str] = []
-    enforcement.changed = lambda in_force: told.append(in_force.version)
     before = enforcement.current()
-    enforcement.folder.put("p", _document(2, "off"), if_match="*")
+    change = enforcement.folder.put("p", _document(2, "off"), if_match="*")
     after = enforcement.current()
     assert after.merge(None, Caller()).plan is None
     assert before.merge(None, Caller()).plan is not None  # a request keeps the version it began under
-    assert told == [after.version]
+    assert change.set_version == after.version
+
+
+def test_a_folder_that_changed_is_on_record_before_it_is_in_force(catalog: Catalog, home: Path) -> None:
+    enforcement = Enforcement(home, catalog, every=0)
+    before, told = enforcement.current(), []
+
+    def record(in_force: InForce) -> None:
+        assert enforcement.folder.enforced is before
+        told.append(in_force)
+
+    enforcement.folder.record = record
+    write(home, version=2, mode="off", interventions=[ABLATE])
+    after = enforcement.current()
+    assert after.merge(None, Caller()).plan is None
+    assert told == [after]
+    assert enforcement.current() is after
+
+
+def test_a_folder_that_cannot_be_put_on_record_changes_nothing_until_it_can(
+    catalog: Catalog, home: Path
+) -> None:
+    enforcement = Enforcement(home, catalog, every=0)
+    before = enforcement.current()
+
+    def full(_: InForce) -> None:
+        raise UnavailableError("expected room", at=(), reason="audit")
+
+    enforcement.folder.record = full
+    write(home, version=2, mode="off", interventions=[ABLATE])
+    settled = time.time() - 60
+    os.utime(home / "p.yaml", (settled, settled))
+    for _ in range(2):
+        assert enforcement.current() is before
+        assert "expected room" in (enforcement.folder.problem or "")
+    enforcement.folder.record = lambda _: None
+    assert enforcement.current().merge(None, Caller()).plan is None
+    assert enforcement.folder.problem is None
+
+
+def test_a_change_that_several_threads_meet_is_compiled_and_recorded_once(
+    catalog: Catalog, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enforcement = Enforcement(home, catalog, every=0)
+    told: list[InForce] = []
+    enforcement.folder.record = told.append
+    compiled = count_calls(monkeypatch, "compile_policies")
+    with ThreadPoolExecutor(THREADS) as pool:
+        for version in range(2, 22):
+            write(home, version=version, interventions=[ABLATE])
+            gate = threading.Barrier(THREADS)
+
+            def meet(gate: threading.Barrier = gate) -> None:
+                gate.wait(60)
+                enforcement.current()
+
+            for done in [pool.submit(meet) for _ in range(THREADS)]:
+                done.result(60)
+            assert len(told) == compiled() == version - 1
+
+
+def test_a_cache_that_overflows_in_one_thread_takes_nothing_from_another(
+    catalog: Catalog, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("steerserve.policy.enforcement._MOST_CALLERS", 1)
+    in_force = Enforcement(home, catalog).current()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(THREADS) as pool:
+            callers = [Caller(key=f"k{number}") for number in range(4 * THREADS)] * 25
+            found = list(pool.map(in_force.applying, callers))
+    finally:
+        sys.setswitchinterval(interval)
+    assert all([one.policy.name for one in applying.compiled] == ["p"] for applying in found)
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, name: str) -> Callable[[], int]:
+    """How often a function of `policy.compiled` was called from now on."""
+    original, calls = getattr(compiled_module, name), []
+
+    def spy(*args: Any) -> Any:
+        calls.append(args)
+        return original(*args)
+
+    monkeypatch.setattr(compiled_module, name, spy)
+    return lambda: len(calls)
 
 
 def test_a_folder_that_cannot_be_enforced_stops_the_start_and_no_running_server(

@@ -293,17 +293,15 @@ def test_policies_are_counted_by_mode(home: Path) -> None:
 def test_a_policy_is_created_replaced_and_deleted_and_in_force_at_once(home: Path) -> None:
     folder = PolicyFolder(home, accept, every=3600)
     created = folder.put("new", document("new"), if_none_match="*")
-    assert created == PolicyChange(
-        "new", "created", None, 1, "enforce", folder.current().policies["new"].sha256
-    )
+    new = folder.current().policies["new"]
+    assert created == PolicyChange("new", "created", None, 1, "enforce", new.sha256, folder.current().version)
     assert (home / "new.yaml").read_bytes() == document("new")
     replaced = folder.put(NAME, document(version=5), if_match=etag(folder))
     assert (replaced.action, replaced.old_version, replaced.new_version) == ("replaced", 1, 5)
     assert versions(folder) == {"new": 1, NAME: 5}
     old = folder.current().policies["new"]
-    assert folder.delete("new", if_match=old.etag) == PolicyChange(
-        "new", "deleted", 1, None, None, old.sha256
-    )
+    deleted = folder.delete("new", if_match=old.etag)
+    assert deleted == PolicyChange("new", "deleted", 1, None, None, old.sha256, folder.current().version)
     assert versions(folder) == {NAME: 5}
     assert not (home / "new.yaml").exists()
     assert versions(PolicyFolder(home, accept)) == {NAME: 5}

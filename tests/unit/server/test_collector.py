@@ -119,6 +119,80 @@ def test_an_abandoned_ticket_is_forgotten_with_the_next_refresh() -> None:
     assert workers.asked == [{"gone": {"r": 7}}]
 
 
+class Hanging(Workers):
+    """Never answers the first call."""
+
+    async def __call__(self, tickets: list[str]) -> list[dict[str, Any]]:
+        if not self.asked:
+            self.asked.append(tickets)
+            await asyncio.Event().wait()
+        return await super().__call__(tickets)
+
+
+def test_a_call_that_hangs_holds_up_nobody_behind_it() -> None:
+    async def go() -> Any:
+        collector = ReportCollector(Hanging(), timeout=600)
+        lost = asyncio.create_task(collector.collect("a"))
+        await asyncio.sleep(0.02)
+        try:
+            return await asyncio.wait_for(collector.collect("b"), 60)
+        finally:
+            lost.cancel()
+            await collector.stop()
+
+    assert asyncio.run(go()).requests == 1
+
+
+def test_a_ticket_that_was_not_answered_in_time_is_given_up() -> None:
+    workers = Hanging()
+
+    async def go() -> None:
+        collector = ReportCollector(workers, timeout=0.05)
+        assert await collector.collect("late") is None
+        collector.start(every=0.01)
+        await workers.are_asked(2)
+        await collector.stop()
+
+    asyncio.run(go())
+    assert workers.asked[1] == ["late"]
+
+
+def test_a_ticket_whose_caller_left_is_given_up() -> None:
+    workers = Hanging()
+
+    async def go() -> None:
+        collector = ReportCollector(workers, timeout=600, patience=0.01)
+        leaving = asyncio.create_task(collector.collect("left"))
+        await workers.are_asked(1)
+        leaving.cancel()
+        collector.start(every=0.01)
+        await workers.are_asked(2)
+        await collector.stop()
+
+    asyncio.run(go())
+    assert workers.asked[1] == ["left"]
+
+
+def test_what_the_workers_did_not_hear_of_is_said_again() -> None:
+    workers = Workers(error=RuntimeError("not now"))
+
+    async def go() -> None:
+        collector = ReportCollector(workers)
+        collector.abandon("gone")
+        collector.start(every=0.01)
+        await workers.are_asked(2)
+        workers.error = None
+        await workers.are_asked(len(workers.asked) + 1)
+        # Once they have, nobody tells them again.
+        asked = len(workers.asked)
+        await asyncio.sleep(0.1)
+        await collector.stop()
+        assert len(workers.asked) <= asked + 1
+
+    asyncio.run(go())
+    assert workers.asked[0] == workers.asked[1] == ["gone"]
+
+
 def test_the_background_rests_once_nothing_is_in_use() -> None:
     workers = Workers(in_use=0)
 

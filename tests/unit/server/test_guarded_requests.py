@@ -50,7 +50,7 @@ def catalog(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> Catalog:
     from dataclasses import replace
 
     monkeypatch.setattr("steerserve.policy.compiled._check_holdable", lambda *_: None)
-    sources = {key: replace(source, fingerprint="f" * 32) for key, source in catalog.sources.items()}
+    sources = {key: replace(source, identify="f" * 32) for key, source in catalog.sources.items()}
     return replace(catalog, policy_rows=64, sources=sources)
 
 

@@ -31,12 +31,16 @@ class State:
     policies: PolicyFolder | None
     audit_is_full: bool = False
     recorded: list[tuple[PolicyChange, Principal | None]] = field(default_factory=list)
+    failed: list[tuple[PolicyChange, Principal | None, str]] = field(default_factory=list)
     names: KnownNames = field(default_factory=lambda: KnownNames(["demo"], ["app"]))
 
-    async def record_change(self, change: PolicyChange, principal: Principal | None) -> None:
+    def record_change(self, change: PolicyChange, principal: Principal | None) -> None:
         if self.audit_is_full:
             raise UnavailableError("expected room in the audit log", at=(), reason="audit")
         self.recorded.append((change, principal))
+
+    def record_failure(self, change: PolicyChange, principal: Principal | None, error: Exception) -> None:
+        self.failed.append((change, principal, str(error)))
 
 
 @pytest.fixture
@@ -190,11 +194,40 @@ def test_a_document_that_is_too_large_is_refused(send: Ask) -> None:
     assert "at most 262144 bytes" in error(send("PUT", NO_SCAM, b"#" * 262_145), 400)["message"]
 
 
-def test_a_change_that_cannot_be_audited_is_told_to_be_in_force(send: Ask, state: State) -> None:
+@pytest.mark.parametrize(
+    ("method", "path", "content", "headers"),
+    [
+        ("PUT", NO_SCAM, document(version=2), {"if_match": "*"}),
+        ("PUT", f"{POLICIES}/new", document("new"), {}),
+        ("DELETE", NO_SCAM, b"", {"if_match": "*"}),
+    ],
+)
+def test_a_change_that_cannot_be_audited_is_not_made(
+    send: Ask, state: State, method: str, path: str, content: bytes, headers: dict[str, str], tmp_path: Path
+) -> None:
     state.audit_is_full = True
-    refused = error(send("PUT", NO_SCAM, document(version=2), if_match="*"), 503)
-    assert "expected to audit that `no-scam` was replaced, which is in force" in refused["message"]
-    assert send("GET", NO_SCAM).json()["version"] == 2
+    refused = error(send(method, path, content, **headers), 503)
+    assert "expected room in the audit log" in refused["message"]
+    assert [(one["name"], one["version"]) for one in send("GET", POLICIES).json()["data"]] == [("no-scam", 1)]
+    assert {file.name: file.read_bytes() for file in tmp_path.glob("*.yaml")} == {"no-scam.yaml": document()}
+    state.audit_is_full = False
+    assert send(method, path, content, **headers).is_success
+    assert len(state.recorded) == 1
+
+
+@pytest.mark.parametrize(("method", "content"), [("PUT", document(version=2)), ("DELETE", b"")])
+def test_a_change_that_is_audited_but_cannot_be_written_is_not_made_and_said_not_to_be(
+    send: Ask, state: State, method: str, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise UnavailableError("expected room for policies", at=(), reason="io")
+
+    monkeypatch.setattr("steerserve.policy.folder.write_file", full)
+    monkeypatch.setattr("steerserve.policy.folder.remove_file", full)
+    error(send(method, NO_SCAM, content, if_match="*"), 503)
+    assert send("GET", NO_SCAM).json()["version"] == 1
+    ((recorded, who),) = state.recorded
+    assert state.failed == [(recorded, who, "expected room for policies - at $")]
 
 
 def test_a_folder_that_is_read_only_says_so(send: Ask, tmp_path: Path) -> None:
