@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numba
@@ -14,13 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .plan import Plan
+from .steer.crossing import arriving
 from .steer.history import NEVER
 
-__all__ = ["Tallies", "Tally"]
+__all__ = ["Tallies", "Tally", "on_host"]
 
 # Reports of finished requests that nobody came for (a client that left) are dropped oldest first.
 MAX_FINISHED = 4096
-# Ended requests wait this long to be added up: reading one's table waits for the device.
+# So many ended requests are sent to the host together, to be added up there.
 MAX_ENDED = 1024
 # Live requests for each that can run at once.
 _MOST_LIVES = 16
@@ -36,19 +39,31 @@ class Tally:
 
     table [rows, 7]: tokens, sum and maximum of f before, sum and maximum of f' after, tokens with f > 0 and
     with f' < f. from_cache [rows]: tokens of the window that came steered from the prefix cache. since
-    [rows]: where the row latched, ended the request, or could not be held; −1 if it did not.
+    [rows]: where the row latched, ended the request, or could not be held; `NEVER` if it did not.
+
+    Table and since lie where they were counted, until `on_host` brings them.
     """
 
     plan: Plan
     table: Tensor
     from_cache: NDArray[np.int64]
-    since: NDArray[np.int64]
+    since: Tensor
 
     @property
     def wire(self) -> list[list[Any]]:
-        """Per row of the plan, in order: from cache, since, and the table's columns."""
+        """Per row of the plan, in order: from cache, since (−1 for never), and the table's columns."""
         rows = zip(self.from_cache.tolist(), self.since.tolist(), self.table.tolist(), strict=True)
-        return [[cached, since, *counts] for cached, since, counts in rows]
+        return [[cached, -1 if since == NEVER else since, *counts] for cached, since, counts in rows]
+
+
+def on_host(tallies: Sequence[Tally]) -> list[Tally]:
+    """The same tallies in host memory: two copies that are waited for, however many there are."""
+    if not tallies:
+        return []
+    sizes = [len(tally.table) for tally in tallies]
+    tables = torch.cat([tally.table for tally in tallies]).cpu().split(sizes)
+    since = torch.cat([tally.since for tally in tallies]).cpu().split(sizes)
+    return [replace(t, table=a, since=b) for t, a, b in zip(tallies, tables, since, strict=True)]
 
 
 class Tallies:
@@ -60,13 +75,16 @@ class Tallies:
     """
 
     def __init__(self, capacity: int, device: torch.device | str = "cpu") -> None:
-        self.table = torch.zeros(capacity, MAX_ROWS, COLUMNS, dtype=torch.float64, device=device)
-        # Kernels recorded in a graph hold on to it, so that it must not grow.
-        self.since = torch.full((_MOST_LIVES * capacity, MAX_ROWS), NEVER, dtype=torch.int64, device=device)
-        self.settled = torch.zeros(capacity, dtype=torch.int64, device=device)
+        with _changed_anywhere():
+            self.table = torch.zeros(capacity, MAX_ROWS, COLUMNS, dtype=torch.float64, device=device)
+            # Kernels recorded in a graph hold on to it, so that it must not grow.
+            notes = (_MOST_LIVES * capacity, MAX_ROWS)
+            self.since = torch.full(notes, NEVER, dtype=torch.int64, device=device)
+            self.settled = torch.zeros(capacity, dtype=torch.int64, device=device)
         self._free = list(range(capacity - 1, -1, -1))
         self._totals: Counter[tuple[str, str]] = Counter()
         self._ended: list[Tally] = []
+        self._sent: list[Callable[[], Counter[tuple[str, str]]]] = []
         self._finished: OrderedDict[str, list[Tally]] = OrderedDict()
 
     def open(self, settled: int = 0) -> int:
@@ -75,33 +93,39 @@ class Tallies:
         Returns: its number.
         """
         if not self._free:
-            # Preempted requests keep theirs, so that more can live than run at once.
-            grown = len(self.table)
-            self.table = torch.cat([self.table, torch.zeros_like(self.table)])
-            self.settled = torch.cat([self.settled, torch.zeros_like(self.settled)])
-            if len(self.table) > len(self.since):
-                raise RuntimeError(f"expected at most {len(self.since)} live requests")
-            self._free = list(range(2 * grown - 1, grown - 1, -1))
+            self._grow()
         number = self._free.pop()
-        self.table[number] = 0
-        self.table[number, :, MAX_BEFORE] = -torch.inf
-        self.table[number, :, MAX_AFTER] = -torch.inf
-        self.settled[number] = settled
-        self.since[number] = NEVER
+        # A number assigned to an element of a tensor on a device is a copy that waits; filling it is none.
+        self.table[number].zero_()
+        self.table[number, :, MAX_BEFORE].fill_(-torch.inf)
+        self.table[number, :, MAX_AFTER].fill_(-torch.inf)
+        self.settled[number].fill_(settled)
+        self.since[number].fill_(NEVER)
         return number
 
+    def _grow(self) -> None:
+        """Preempted requests keep their tables, so that more can live than run at once."""
+        grown = len(self.table)
+        if 2 * grown > len(self.since):
+            raise RuntimeError(f"expected at most {len(self.since)} live requests")
+        with _changed_anywhere():
+            self.table = torch.cat([self.table, torch.zeros_like(self.table)])
+            self.settled = torch.cat([self.settled, torch.zeros_like(self.settled)])
+        self._free = list(range(2 * grown - 1, grown - 1, -1))
+
     def read(self, number: int, plan: Plan, from_cache: NDArray[np.int64]) -> Tally:
-        """The counts of a live request so far."""
+        """The counts of a live request as they are now; nothing waits for them."""
         n = len(plan.rows)
-        since = self.since[number, :n].cpu().numpy()
-        return Tally(plan, self.table[number, :n].clone(), from_cache, np.where(since == NEVER, -1, since))
+        return Tally(plan, self.table[number, :n].clone(), from_cache, self.since[number, :n].clone())
 
     def close(self, number: int, tally: Tally, ticket: str) -> None:
         """A request ended: add it to the totals and, if it has a ticket, keep it for its report."""
         self._free.append(number)
         self._ended.append(tally)
-        if len(self._ended) > MAX_ENDED:
+        if len(self._ended) >= MAX_ENDED:
+            # Those that were sent before have arrived since.
             self._add_up()
+            self._send()
         if ticket:
             self._finished.setdefault(ticket, []).append(tally)
             if len(self._finished) > MAX_FINISHED:
@@ -112,11 +136,15 @@ class Tallies:
         return self._finished.pop(ticket, [])
 
     def totals(self, live: Iterable[Tally]) -> list[list[Any]]:
-        """Tokens steered since the start, finished and live: [source, op, tokens] each."""
+        """Tokens steered since the start, finished and live: [source, op, tokens] each.
+
+        Args: live: in host memory.
+        """
+        self._send()
         self._add_up()
         totals = Counter(self._totals)
         for tally in live:
-            totals.update(_tokens(tally))
+            totals.update(_tokens(_rows_of([tally]), tally.table[:, COUNT]))
         return [[source, op, tokens] for (source, op), tokens in sorted(totals.items())]
 
     def count(
@@ -158,17 +186,35 @@ class Tallies:
         """Everything below these limits is counted. Args: limits: as `limits` returns them."""
         torch.maximum(self.settled, limits, out=self.settled)
 
+    def _send(self) -> None:
+        """Start the counts of all ended requests on their way to the host, in one copy."""
+        if self._ended:
+            counts = torch.cat([tally.table[:, COUNT] for tally in self._ended])
+            self._sent.append(arriving(counts, partial(_tokens, _rows_of(self._ended))))
+            self._ended.clear()
+
     def _add_up(self) -> None:
-        for tally in self._ended:
-            self._totals.update(_tokens(tally))
-        self._ended.clear()
+        """Add what was sent to the totals; waits for what has not arrived."""
+        for tokens in self._sent:
+            self._totals.update(tokens())
+        self._sent.clear()
 
 
-def _tokens(tally: Tally) -> Counter[tuple[str, str]]:
-    counts: Counter[tuple[str, str]] = Counter()
-    for row, tokens in zip(tally.plan.rows, tally.table[:, COUNT].tolist(), strict=True):
-        counts[row.source, row.op] += int(tokens)
-    return counts
+def _changed_anywhere() -> AbstractContextManager[Any]:
+    """Tensors made in inference mode may be changed only there; a report is asked for outside of it."""
+    return torch.inference_mode(False)
+
+
+def _rows_of(tallies: Iterable[Tally]) -> list[tuple[str, str]]:
+    return [(row.source, row.op) for tally in tallies for row in tally.plan.rows]
+
+
+def _tokens(rows: Sequence[tuple[str, str]], counts: Tensor) -> Counter[tuple[str, str]]:
+    """Args: rows: source and op of each. counts: [rows], in host memory."""
+    tokens: Counter[tuple[str, str]] = Counter()
+    for row, count in zip(rows, counts.tolist(), strict=True):
+        tokens[row] += int(count)
+    return tokens
 
 
 _SIGNATURE = (

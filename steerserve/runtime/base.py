@@ -6,7 +6,6 @@ A model runner drives it, once a step: `remove` and `add` for the requests that 
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,10 +23,10 @@ from ..sae.resident import Resident
 from ..slots import SlotTable
 from ..steer.buffers import PointBuffers
 from ..steer.history import NEVER
-from ..tally import Tallies, Tally
+from ..tally import Tallies, Tally, on_host
 from ..window import Selector
 
-__all__ = ["Request", "Runtime", "open_runtime"]
+__all__ = ["Request", "Runtime"]
 
 
 @dataclass
@@ -142,16 +141,19 @@ class Runtime(ABC):
     def collect(self, tickets: Sequence[str]) -> dict[str, Any]:
         """Reports of the named tickets, finished or still running, and totals since the start."""
         self.settle()
-        live = {id(r): self._tally(r) for r in self._requests.values()}
-        tallies = {ticket: self.tallies.take(ticket) for ticket in tickets}
-        for request in self._requests.values():
+        finished = {ticket: self.tallies.take(ticket) for ticket in tickets}
+        running = list(self._requests.values())
+        arrived = on_host([*map(self._tally, running), *(t for found in finished.values() for t in found)])
+        live, ended = arrived[: len(running)], iter(arrived[len(running) :])
+        tallies = {ticket: [next(ended) for _ in found] for ticket, found in finished.items()}
+        for request, tally in zip(running, live, strict=True):
             if request.ticket in tallies:
-                tallies[request.ticket].append(live[id(request)])
+                tallies[request.ticket].append(tally)
                 request.ticket = ""
         return {
             "tallies": {ticket: [t.wire for t in found] for ticket, found in tallies.items()},
             "requests": {ticket: len(found) for ticket, found in tallies.items()},
-            "tokens": self.tallies.totals(live.values()),
+            "tokens": self.tallies.totals(live),
             "slots": {"in_use": self.slots.in_use, "capacity": self.slots.capacity},
         }
 
@@ -163,12 +165,19 @@ class Runtime(ABC):
     def aborts(self) -> dict[str, int]:
         """Where requests of the last step's batch end: the first position at which a condition held that ends
         them, or at which a row of a policy could not be held. Drafts count, whether they stand or not."""
-        return self.aborts_of(self.notes()) if self._may_abort else {}
+        return self.aborts_of(self.notes().cpu()) if self._may_abort else {}
 
     def notes(self) -> Tensor:
-        """[R, 128] what is noted of the batch's requests, on the device; nothing waits for it."""
-        tables = [request.table if request is not None else 0 for request in self._batch]
-        return self._since.index_select(0, torch.tensor(tables, dtype=torch.int64).to(self.device))
+        """[R, 128] what is noted of the batch's requests, on the device; nothing waits for it.
+
+        Rows of requests that are not steered are any.
+        """
+        return self._since.index_select(0, self._batch_tables.clamp(min=0))
+
+    @property
+    @abstractmethod
+    def _batch_tables(self) -> Tensor:
+        """[R] int32 on the device: each request's number in the tallies, −1 for none; of a steered batch."""
 
     def aborts_of(self, notes: Tensor) -> dict[str, int]:
         """As `aborts`, of notes that have reached the host."""
@@ -230,19 +239,3 @@ class Runtime(ABC):
         if len(self._plans) > 4 * self.slots.capacity:
             used = {request.plan.digest for request in self._requests.values()}
             self._plans = {digest: plan for digest, plan in self._plans.items() if digest in used}
-
-
-def open_runtime(
-    catalog: Catalog, points: Sequence[int], *, device: torch.device | str = "cpu", **sizes: int
-) -> Runtime:
-    """The runtime for a device: compiled loops on the CPU, Triton elsewhere (and where it is interpreted).
-
-    Args: as `Runtime`.
-    """
-    if torch.device(device).type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        from .host import HostRuntime
-
-        return HostRuntime(catalog, points, device=device, **sizes)
-    from .device import DeviceRuntime
-
-    return DeviceRuntime(catalog, points, device=device, **sizes)

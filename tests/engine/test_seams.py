@@ -118,4 +118,4 @@ def test_a_model_whose_layers_are_not_found_for_certain_is_refused(lists: int) -
 
 def test_a_model_whose_stream_is_not_the_sum_is_refused() -> None:
     with pytest.raises(IncompatibleError, match="does not add"):
-        hook_points(find_layers(_Owner(_SkipsTheSum), 3), [2], 8)
+        hook_points(find_layers(_Owner(_SkipsTheSum), 3), [2], 8, dtype=torch.float32, device="cpu")

@@ -86,7 +86,9 @@ def _hook(config: Any) -> Any:
         torch.nn.init.uniform_(parameter, -0.1, 0.1)
     names = [name for name, _ in model.named_parameters()]
     try:
-        points = hook_points(find_layers(model, N_LAYERS), range(N_LAYERS + 1), WIDTH)
+        points = hook_points(
+            find_layers(model, N_LAYERS), range(N_LAYERS + 1), WIDTH, dtype=torch.float32, device="cpu"
+        )
     except IncompatibleError as error:
         return str(error)
     assert names == [name for name, _ in model.named_parameters()]
