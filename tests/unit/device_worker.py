@@ -15,9 +15,9 @@ from tests.support.models import VOCAB
 
 __all__ = ["MAX_REQUESTS", "MAX_TOKENS", "SIZES", "Step", "Worker"]
 
-MAX_REQUESTS, MAX_TOKENS = 3, 24
+MAX_REQUESTS, MAX_TOKENS = 3, 12
 # To which steps are padded.
-SIZES = (8, 16, 24)
+SIZES = (4, 8, 12)
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ def test_a_report_is_read_back_at_once_however_many_requests_have_ended(catalog:
     with watched():
         runtime = _runtime(catalog, "meta")
         with _Crossings() as crossings:
-            for number in range(2 * MAX_ENDED + 10):
+            for number in range(2 * MAX_ENDED + 1):
                 runtime.add(str(number), plan.wire, np.arange(3, 9), str(number), 0)
                 runtime.remove(str(number))
             assert crossings.read == 2, "one for each thousand, which nobody waits for"
@@ -250,7 +250,7 @@ def _check_replays(catalog: Catalog, plans: list[Plan], seed: int, steps: int) -
 
 
 def test_a_recorded_step_does_what_a_fresh_one_does(catalog: Catalog, plans: list[Plan]) -> None:
-    _check_replays(catalog, plans, seed=0, steps=20)
+    _check_replays(catalog, plans, seed=0, steps=12)
 
 
 @pytest.mark.slow

@@ -38,6 +38,7 @@ def interpreted() -> Iterator[ModuleType]:
         patch.setattr(triton.knobs.runtime, "interpret", True)
         patch.setattr(InterpreterBuilder, "cast_impl", _cast)
         patch.setattr(interpreter, "_patch_lang", _patching_once())
+        patch.setattr(interpreter, "_get_np_dtype", _numpy_type)
         for module in (tl, tl.standard):
             for name, member in list(vars(module).items()):
                 if isinstance(member, JITFunction):
@@ -67,6 +68,15 @@ def _patching_once() -> Callable[[Any], Any]:
 
 
 _PATCH = interpreter._patch_lang
+
+
+def _numpy_type(of: Any) -> Any:
+    """As the interpreter's own, which makes a table of all types each time that it looks one up."""
+    one = of.element_ty if isinstance(of, tl.block_type) else of
+    return np.dtype(np.uint64) if isinstance(one, tl.pointer_type) else _scalar_type(one)
+
+
+_scalar_type = cache(interpreter._get_np_dtype)
 
 
 class _Kept:
