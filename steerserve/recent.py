@@ -19,8 +19,8 @@ from torch import Tensor
 
 __all__ = ["WINDOW", "Recent"]
 
-# How many tokens the engine may run past a request's end before its counts are inexact, which its report says.
-# A power of two, for a kernel divides by it.
+# How many tokens the engine may run past a request's end before its counts are inexact, which its report
+# says. A power of two, for a kernel divides by it.
 WINDOW = 64
 
 
@@ -56,10 +56,6 @@ class Recent:
     def of(self, number: int, rows: int) -> Recent:
         """A copy of one request's first rows."""
         return Recent(self.at[number, :rows].clone(), self.values[number, :rows].clone())
-
-    def cpu(self) -> Recent:
-        """In host memory."""
-        return Recent(self.at.cpu(), self.values.cpu())
 
     def add_to(self, table: NDArray[np.float64], end: int) -> bool:
         """Add the tokens below position `end` to a table in host memory; these are too.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from vllm.v1.outputs import ModelRunnerOutput
@@ -11,6 +11,9 @@ from vllm.v1.outputs import ModelRunnerOutput
 from .admission import plan_of
 from .attach import attach, attached_to
 from .seams import wrap
+
+if TYPE_CHECKING:
+    from steerserve.runtime.host import HostRuntime
 
 __all__ = ["install"]
 
@@ -26,10 +29,17 @@ def install() -> None:
     wrap("sample_tokens", _wrap_sample_tokens)
 
 
+def _open_runtime(*args: Any, **sizes: Any) -> HostRuntime:
+    # Not at the top: see `attach`.
+    from steerserve.runtime.host import HostRuntime
+
+    return HostRuntime(*args, **sizes)
+
+
 def _wrap_load_model(original: Callable[..., Any]) -> Callable[..., Any]:
     def load_model(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(self, *args, **kwargs)
-        attach(self, self.vllm_config, self.model, self.device)
+        attach(self, self.vllm_config, self.model, self.device, _open_runtime)
         return result
 
     return load_model
@@ -40,7 +50,7 @@ def _wrap_update_states(original: Callable[..., Any]) -> Callable[..., Any]:
         attached = attached_to(self)
         if attached is None:
             return original(self, scheduler_output)
-        runtime: Any = attached.runtime
+        runtime: HostRuntime = attached.runtime
         going_on = scheduler_output.scheduled_cached_reqs
         runtime.settle(dict(zip(going_on.req_ids, going_on.num_computed_tokens, strict=True)))
         for request_id in scheduler_output.finished_req_ids:
@@ -62,7 +72,7 @@ def _wrap_model_forward(original: Callable[..., Any]) -> Callable[..., Any]:
         attached = attached_to(self)
         if attached is None:
             return original(self, *args, **kwargs)
-        runtime: Any = attached.runtime
+        runtime: HostRuntime = attached.runtime
         capture = attached.capture
         if not (runtime.is_active or capture):
             return original(self, *args, **kwargs)

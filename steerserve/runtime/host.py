@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..catalog import Catalog
+from ..errors import IncompatibleError
 from ..steer.cpu import hold_cpu, note_cpu, steer_cpu
 from ..steer.dense import steer_dense
 from ..steer.history import NEVER, History
@@ -42,6 +43,8 @@ class HostRuntime(Runtime):
 
     def __init__(self, catalog: Catalog, points: Sequence[int], **sizes: Any) -> None:
         super().__init__(catalog, points, **sizes)
+        if self.device.type != "cpu":
+            raise IncompatibleError(f"expected a stream in host memory, got one on {self.device}")
         self.tokens = TokenMap(sizes["max_tokens"], self.special)
         self._counted = {p: (b.count.numpy(), b.row.numpy()) for p, b in self.buffers.items()}
         self._token_table = torch.zeros(sizes["max_tokens"], dtype=torch.int32)
@@ -195,6 +198,10 @@ class HostRuntime(Runtime):
         steer_dense(stream, addend, self.buffers[point], *places, trace, self.residents, notes)
         tokens.rows[at] = rows
         return trace
+
+    @property
+    def _batch_tables(self) -> Tensor:
+        return torch.from_numpy(self._table_of)
 
     def _lay_out(self, batch: list[Request | None]) -> None:
         for request, settled in zip(self._batch, self._settled.tolist(), strict=True):

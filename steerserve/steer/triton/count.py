@@ -108,8 +108,8 @@ def _count(
     after = tl.load(told + 1, mask=b >= 0, other=float("nan")).to(tl.float64)
     applied = (b >= 0) & (before == before)
 
-    # A step's last tokens take the places of older ones, and those are what is added. Of one request and row no
-    # two of them share a place.
+    # A step's last tokens take the places of older ones, and those are what is added. Of one request and row
+    # no two of them share a place.
     is_recent = applied & (position >= end - _WINDOW)[:, None]
     cell = (number.to(tl.int64)[:, None] * _MAX_ROWS + b) * _WINDOW + (position % _WINDOW)[:, None]
     older = tl.load(recent_at + cell, mask=is_recent, other=-1)
