@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 from .access.permission import check_limits, check_may_steer
 from .access.principal import ANYONE, Principal
@@ -62,8 +64,9 @@ class Carried:
     under, None where none are configured. `principal` sent it. `seconds` is what parsing and compiling took.
     Admission fills in the rest: `admitted` counts the engine requests that took a plan: zero after the reply
     began means that the route never reached admission, and that the reply must not pass for a steered one.
-    `merged` is what they took, `ends` where each of them ended; `refused` is why admission did not take one. `model` is the first name of the
-    model, or its LoRA's, that they were for; None until then.
+    `merged` is what they took, `ends` where each of them ended; `refused` is why admission did not take one.
+    `model` is the first name of the model, or its LoRA's, that they were for; None until then. `keep` is told
+    of the report where the reply can be read again.
     """
 
     spec: SteeringSpec | None = None
@@ -78,6 +81,7 @@ class Carried:
     ends: Ends = field(default_factory=Ends)
     refused: RequestError | None = None
     model: str | None = None
+    keep: Callable[[dict[str, Any]], None] | None = None
 
     def check(self, own: Plan, catalog: Catalog) -> None:
         """Hold what the request itself asks for to what its key may.

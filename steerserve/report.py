@@ -60,8 +60,8 @@ class Counts:
 class TicketTally:
     """All engine requests of one HTTP request: how many there were, and the counts of each row.
 
-    `is_exact` says that they are the counts of what the client received: false where the engine had run so far
-    behind a request's end that it could not tell any more.
+    `is_exact` says that they are the counts of what the client received: false where the engine had run too
+    far behind a request's end to tell.
     """
 
     requests: int = 0

@@ -5,6 +5,7 @@ And what is known here alone: at which of its tokens the front end ended each re
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator, Callable
 from importlib.util import find_spec
 from typing import Any
@@ -134,6 +135,10 @@ def _wrap_responses_full_generator(original: Callable[..., Any]) -> Callable[...
         if _reason(context) == FINISH_REASON and hasattr(response, "incomplete_details"):
             response.status = "incomplete"
             response.incomplete_details = IncompleteDetails(reason="content_filter")
+        carried = CARRIED.get()
+        if carried is not None:
+            # Asked for by its id, vLLM gives this object once more.
+            carried.keep = functools.partial(setattr, response, "steering")
         return response
 
     return full_generator

@@ -20,7 +20,6 @@ from steerserve.compile import compile_plan
 from steerserve.errors import RequestError, RouteError
 from steerserve.metrics import count_rejection, observe_watches
 from steerserve.policy.enforcement import Caller
-from steerserve.policy.outcome import policy_entries
 from steerserve.report import TicketTally
 from steerserve.spec import parse_spec
 
@@ -29,6 +28,7 @@ from .guard import principal_of
 from .places import check_head
 from .refusal import refusal
 from .reply import SteeredReply
+from .reporting import report_of
 from .routing import CARRYING, check_options, check_route, path_of
 from .state import SteeringState
 from .websocket import unsteered_only
@@ -181,7 +181,7 @@ class SteeringMiddleware:
             self.state.collector.abandon(carried.ticket, carried.ends.known)
 
     async def _counted(self, carried: Carried) -> TicketTally | None:
-        """What the workers counted of it, which the metrics of watches take in; None if they do not answer."""
+        """What the workers counted of it; None if they do not answer. Metrics of watches take it in."""
         if self.state.collector is None:
             return None
         tally = await self.state.collector.collect(carried.ticket, carried.ends.known)
@@ -199,16 +199,10 @@ class SteeringMiddleware:
         else:
             self._forget(carried)
         await state.recorder.served(scope, carried, tally)
-        if not carried.wants_report or state.reporter is None or carried.merged.plan is None:
-            return None
-        assert carried.spec is not None
-        return state.reporter.report(
-            carried.spec,
-            carried.merged.plan,
-            tally,
-            admitted=carried.admitted,
-            policies=policy_entries(carried.merged, tally),
-        )
+        report = None if state.reporter is None else report_of(carried, state.reporter, tally)
+        if report is not None and carried.keep is not None:
+            carried.keep(report)
+        return report
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Reports speak of the reply's own tokens, whatever the engine computed behind its end; HF counts them again."""
+"""Reports speak of the reply's own tokens, whatever the engine computed behind them; HF counts them again."""
 
 from __future__ import annotations
 

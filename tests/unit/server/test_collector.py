@@ -154,7 +154,7 @@ def test_a_ticket_that_was_not_answered_in_time_is_given_up() -> None:
         await collector.stop()
 
     asyncio.run(go())
-    assert workers.asked[1] == ["late"]
+    assert workers.asked[1] == {"late": {}}
 
 
 def test_a_ticket_whose_caller_left_is_given_up() -> None:
@@ -170,7 +170,7 @@ def test_a_ticket_whose_caller_left_is_given_up() -> None:
         await collector.stop()
 
     asyncio.run(go())
-    assert workers.asked[1] == ["left"]
+    assert workers.asked[1] == {"left": {}}
 
 
 def test_what_the_workers_did_not_hear_of_is_said_again() -> None:
@@ -190,7 +190,7 @@ def test_what_the_workers_did_not_hear_of_is_said_again() -> None:
         assert len(workers.asked) <= asked + 1
 
     asyncio.run(go())
-    assert workers.asked[0] == workers.asked[1] == ["gone"]
+    assert workers.asked[0] == workers.asked[1] == {"gone": {}}
 
 
 def test_the_background_rests_once_nothing_is_in_use() -> None:
