@@ -11,7 +11,7 @@ from .catalog import Catalog, Source
 from .plan import Plan
 from .spec import Intervention, SteeringSpec
 
-__all__ = ["Collected", "Counts", "Reporter", "TicketTally", "merge_workers"]
+__all__ = ["Collected", "Counts", "Reporter", "TicketTally", "is_incomplete", "merge_workers"]
 
 # A row's number in its plan.
 RowKey = int
@@ -58,10 +58,15 @@ class Counts:
 
 @dataclass(frozen=True)
 class TicketTally:
-    """All engine requests of one HTTP request: how many there were, and the counts of each row."""
+    """All engine requests of one HTTP request: how many there were, and the counts of each row.
+
+    `is_exact` says that they are the counts of what the client received: false where the engine had run too
+    far behind a request's end to tell.
+    """
 
     requests: int = 0
     rows: dict[RowKey, Counts] = field(default_factory=dict)
+    is_exact: bool = True
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,7 @@ def _merge_ranks(ranks: Sequence[Mapping[str, Any]]) -> Collected:
     rows: dict[str, dict[RowKey, Counts]] = {}
     requests: dict[str, int] = {}
     tokens: dict[tuple[str, str], int] = {}
+    inexact = {ticket for rank in ranks for ticket in rank["inexact"]}
     for rank in ranks:
         for ticket, wire in rank["tallies"].items():
             best = rows.setdefault(ticket, {})
@@ -117,7 +123,10 @@ def _merge_ranks(ranks: Sequence[Mapping[str, Any]]) -> Collected:
             requests[ticket] = max(requests.get(ticket, 0), count)
         for source, op, count in rank["tokens"]:
             tokens[source, op] = max(tokens.get((source, op), 0), count)
-    tallies = {ticket: TicketTally(requests.get(ticket, 0), found) for ticket, found in rows.items()}
+    tallies = {
+        ticket: TicketTally(requests.get(ticket, 0), found, ticket not in inexact)
+        for ticket, found in rows.items()
+    }
     slots = [rank["slots"] for rank in ranks]
     in_use = max(slot["in_use"] for slot in slots)
     return Collected(tallies, tokens, in_use, max(slot["capacity"] for slot in slots))
@@ -142,7 +151,7 @@ def _sum_tallies(first: TicketTally | None, second: TicketTally) -> TicketTally:
         return second
     keys = first.rows.keys() | second.rows.keys()
     rows = {key: first.rows.get(key, Counts()) + second.rows.get(key, Counts()) for key in keys}
-    return TicketTally(first.requests + second.requests, rows)
+    return TicketTally(first.requests + second.requests, rows, first.is_exact and second.is_exact)
 
 
 class Reporter:
@@ -167,7 +176,8 @@ class Reporter:
             tally: what the workers counted; None if they did not answer in time.
             admitted: engine requests that took the plan, which the tally must not fall short of.
             policies: what the policies that applied did.
-        Returns: plain JSON values; `incomplete` is there, and true, only where counts are missing.
+        Returns: plain JSON values; `incomplete` is there, and true, only where counts are missing, or are
+            not those of the reply alone.
         """
         found = tally or TicketTally()
         own = {row.origin.index: number for number, row in enumerate(plan.rows) if not row.origin.policy}
@@ -177,7 +187,7 @@ class Reporter:
         ]
         body: dict[str, Any] = {"digest": plan.digest, "policies": list(policies), "interventions": entries}
         body["requests"] = found.requests
-        if found.requests < admitted:
+        if is_incomplete(tally, admitted):
             body["incomplete"] = True
         return body
 
@@ -207,6 +217,11 @@ class Reporter:
             return self._catalog.direction(intervention.direction, ()), 0
         source = self._catalog.sae(intervention.sae, ())
         return source, source.feature(intervention.feature or 0, ())
+
+
+def is_incomplete(tally: TicketTally | None, admitted: int) -> bool:
+    """Whether counts are missing, or are not those of the reply alone. Args: as `Reporter.report`."""
+    return tally is None or tally.requests < admitted or not tally.is_exact
 
 
 def _first_labels(source: Source) -> dict[int, str]:

@@ -59,8 +59,9 @@ def _calls(requests: int, each: int) -> tuple[Callable[[], None], Callable[[], N
     fill = partial(
         fill_triton, layout, starts, positions, full(7, torch.int32), special, *of_token, tallies.since
     )
-    limit = full(2**31, torch.int64, requests)
+    limit = full(_PROMPT + each, torch.int64, requests)
     trace = torch.rand(_MAX_TOKENS, ROWS, 2, device="cuda")
     plans = random_plans(requests, ROWS, 16, "cuda")
-    count = partial(count_triton, tallies.table, slot, table, position, tallies.settled, limit, plans, trace)
+    counted = (slot, table, position, tallies.settled, limit, plans, trace)
+    count = partial(count_triton, tallies.table, tallies.recent, *counted)
     return fill, count

@@ -166,9 +166,7 @@ def _admit(processor: Any, extra: dict[str, Any], request_id: str, lora: Any) ->
     known = carried.in_force if carried is not None else None
     in_force = known if known is not None else enforcement.current()
     merged = in_force.merge(own, replace(carried.caller if carried is not None else Caller(), models=models))
-    if carried is not None and merged.policies:
-        ticket = carried.ticket
-    return merged, ticket
+    return merged, carried.ticket if carried is not None else ticket
 
 
 def _own(
@@ -185,14 +183,16 @@ def _own(
     if in_body and SPEC_KEY in extra:
         raise RequestError("expected `steering` once, got it in the body and in `vllm_xargs`")
     if in_body and carried is not None:
-        return carried.own, carried.ticket if carried.wants_report else ""
+        return carried.own, carried.ticket
     ticket = extra.get(TICKET_KEY, request_id)
     if not isinstance(ticket, str) or len(ticket) > 256:
         raise RequestError(f"expected `{TICKET_KEY}` to be a short string")
     spec, plan = _compiled(extra[SPEC_KEY], catalog)
-    if carried is not None:
-        carried.check(plan, catalog)
-    return plan, ticket if spec.report else ""
+    if carried is None:
+        return plan, ticket if spec.report else ""
+    carried.check(plan, catalog)
+    carried.spec = spec
+    return plan, carried.ticket
 
 
 # A longer text is compiled each time: a thousand of the longest would be kept for gigabytes.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from vllm.logger import init_logger
 
@@ -22,34 +23,40 @@ _ATTRIBUTE = "_steerserve"
 logger = init_logger("vllm.steerserve")
 
 
+R = TypeVar("R", bound="Runtime")
+
+
 @dataclass(frozen=True)
-class Attached:
+class Attached(Generic[R]):
     """What a worker holds: the steering state of its model, and what harvests there, if anything does."""
 
-    runtime: Runtime
+    runtime: R
     capture: Capture | None
 
 
-def attached_to(owner: Any) -> Attached | None:
+def attached_to(owner: Any) -> Attached[Any] | None:
     """What `attach` put on a model runner or model state; None where nothing is steered."""
-    found: Attached | None = getattr(owner, _ATTRIBUTE, None)
+    found: Attached[Any] | None = getattr(owner, _ATTRIBUTE, None)
     return found
 
 
-def attached_to_runner(runner: Any) -> Attached | None:
+def attached_to_runner(runner: Any) -> Attached[Any] | None:
     """The same of a worker's runner: V1's keeps it itself, V2's in its model state."""
     return attached_to(runner) or attached_to(getattr(runner, "model_state", None))
 
 
-def attach(owner: Any, vllm_config: Any, model: Any, device: Any) -> Attached | None:
+def attach(
+    owner: Any, vllm_config: Any, model: Any, device: Any, open_runtime: Callable[..., R]
+) -> Attached[R] | None:
     """Steer this model, once; None where steerserve is not configured.
 
-    Args: owner: the model runner or model state, which keeps the result.
+    Args:
+        owner: the model runner or model state, which keeps the result.
+        open_runtime: makes the runtime that the owner drives; arguments as `Runtime`.
     Raises: IncompatibleError, ConfigError or CheckpointError saying what cannot be served exactly.
     """
     # Not at the top: numba must not be loaded while vLLM's CPU workers scan every module for kernels, and
     # model classes not before vLLM asks for them.
-    from steerserve.runtime import open_runtime
     from steerserve.training.capture import Capture
 
     from .layers import find_layers, hook_points, stop_behind
@@ -68,7 +75,8 @@ def attach(owner: Any, vllm_config: Any, model: Any, device: Any) -> Attached | 
     points += harvested
     if harvested:
         stop_behind(layers, max(points))
-    here = hook_points(layers, points, catalog.d_model)
+    dtype = vllm_config.model_config.dtype
+    here = hook_points(layers, points, catalog.d_model, dtype=dtype, device=device)
     scheduler = vllm_config.scheduler_config
     captured = vllm_config.compilation_config.cudagraph_capture_sizes or [0]
     runtime = open_runtime(

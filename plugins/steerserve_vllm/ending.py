@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 from vllm.v1.request import RequestStatus
@@ -24,7 +22,7 @@ from .seams import wrap
 if TYPE_CHECKING:
     from steerserve.runtime import Runtime
 
-__all__ = ["MARKER", "EndingOutput", "arriving", "install", "install_v2", "with_aborts"]
+__all__ = ["MARKER", "EndingOutput", "install", "install_v2", "with_aborts"]
 
 MARKER = "steerserve:content_filter"
 
@@ -67,24 +65,10 @@ def with_aborts(output: Any, runtime: Runtime) -> Any:
     """The output of a step, whichever kind it is, carrying the step's fires to the scheduler."""
     if isinstance(output, AsyncModelRunnerOutput):
         # The runtime is in the next step by the time that this output is read.
+        from steerserve.steer.crossing import arriving
+
         return EndingOutput(output, arriving(runtime.notes(), copy(runtime).aborts_of))
     return _carry(output, runtime.aborts()) if isinstance(output, ModelRunnerOutput) else output
-
-
-def arriving(tensor: Tensor, read: Callable[[Tensor], Mapping[str, int]]) -> Callable[[], Mapping[str, int]]:
-    """What `read` makes of the values that a tensor has now. Only the call waits for the copy to the host."""
-    if not tensor.is_cuda:
-        now = tensor.clone()
-        return lambda: read(now)
-    host = tensor.to("cpu", non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record()
-
-    def wait() -> Mapping[str, int]:
-        arrived.synchronize()
-        return read(host)
-
-    return wait
 
 
 class EndingOutput(AsyncModelRunnerOutput):

@@ -1,7 +1,11 @@
-"""What a client sees of a request that `ending` ended: "content_filter", in the words of each API."""
+"""What a client sees of a request that `ending` ended: "content_filter", in the words of each API.
+
+And what is known here alone: at which of its tokens the front end ended each request.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator, Callable
 from importlib.util import find_spec
 from typing import Any
@@ -9,11 +13,14 @@ from typing import Any
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine import FinishReason
 
+from steerserve.carried import CARRIED, Ends
+
 from .ending import MARKER
 from .seams import COHERE_SEAMS, check, wrap
 
 __all__ = ["FINISH_REASON", "install"]
 
+_ENDS = "_steerserve_ends"
 FINISH_REASON = "content_filter"
 ANTHROPIC_REASON = "refusal"
 # Of the six reasons that Cohere's API knows, the one that no client takes for a whole reply.
@@ -31,6 +38,7 @@ def install() -> None:
     if _installed:
         return
     _installed = True
+    wrap("request_state", _wrap_request_state)
     wrap("completion_output", _wrap_completion_output)
     wrap("chat_full_generator", _wrap_chat_full_generator)
     wrap("responses_full_generator", _wrap_responses_full_generator)
@@ -52,7 +60,10 @@ class _SentThoughEmpty(str):
 def _wrap_completion_output(original: Callable[..., Any]) -> Callable[..., Any]:
     def new_completion_output(self: Any, token_ids: Any, finish_reason: Any, stop_reason: Any) -> Any:
         output = original(self, token_ids, finish_reason, stop_reason)
-        if finish_reason != FinishReason.ABORT or stop_reason != MARKER:
+        is_ours = finish_reason == FinishReason.ABORT and stop_reason == MARKER
+        if finish_reason is not None:
+            _note_end(self, is_ours)
+        if not is_ours:
             return output
         output.finish_reason, output.stop_reason = FINISH_REASON, None
         if self.detokenizer.num_output_tokens() == 0:
@@ -62,6 +73,29 @@ def _wrap_completion_output(original: Callable[..., Any]) -> Callable[..., Any]:
         return output
 
     return new_completion_output
+
+
+def _wrap_request_state(original: Callable[..., Any]) -> Callable[..., Any]:
+    def init(self: Any, request_id: str, *args: Any, **kwargs: Any) -> None:
+        original(self, request_id, *args, **kwargs)
+        carried = CARRIED.get()
+        if carried is not None:
+            # Outputs come from a task of their own, whose context is nobody's.
+            setattr(self, _ENDS, carried.ends)
+            carried.ends.begin(request_id)
+
+    return init
+
+
+def _note_end(state: Any, is_ours: bool) -> None:
+    """A position counts if the token that follows it is the client's.
+
+    So does the one at which a condition ended the request: the tokens behind it are what it kept back.
+    """
+    ends: Ends | None = getattr(state, _ENDS, None)
+    if ends is not None:
+        tokens = state.prompt_len + state.detokenizer.num_output_tokens()
+        ends.end(state.request_id, tokens if is_ours else tokens - 1)
 
 
 def _fill_prompt_logprobs(state: Any) -> None:
@@ -101,6 +135,10 @@ def _wrap_responses_full_generator(original: Callable[..., Any]) -> Callable[...
         if _reason(context) == FINISH_REASON and hasattr(response, "incomplete_details"):
             response.status = "incomplete"
             response.incomplete_details = IncompleteDetails(reason="content_filter")
+        carried = CARRIED.get()
+        if carried is not None:
+            # Asked for by its id, vLLM gives this object once more.
+            carried.keep = functools.partial(setattr, response, "steering")
         return response
 
     return full_generator

@@ -116,7 +116,7 @@ def ask_workers(engine_client: Any) -> Any:
     """The call to every worker; of several replicas, `collective_rpc` gives the first one's answers alone."""
     several = engine_client.vllm_config.parallel_config.data_parallel_size > 1
 
-    async def collect(tickets: list[str]) -> Iterable[Mapping[str, Any]]:
+    async def collect(tickets: dict[str, dict[str, int]]) -> Iterable[Mapping[str, Any]]:
         if not several:
             replies: list[Mapping[str, Any]] = await engine_client.collective_rpc(_COLLECT, args=(tickets,))
             return replies

@@ -59,11 +59,17 @@ def _wrap_run_request(original: Callable[..., Any]) -> Callable[..., Any]:
     async def run_request(serving_engine_func: Any, request: Any, tracker: Any) -> Any:
         if "steering" not in (getattr(request.body, "model_extra", None) or {}):
             # Policies for a route hold for a line of a batch file that names it.
-            token = CARRIED.set(Carried(caller=Caller(route=request.url)))
+            carried = Carried(caller=Caller(route=request.url))
+            token = CARRIED.set(carried)
             try:
-                return await original(serving_engine_func, request, tracker)
+                output = await original(serving_engine_func, request, tracker)
             finally:
                 CARRIED.reset(token)
+            # Not at the top: it is for the HTTP server too, which imports it by itself.
+            from .batch_reports import add_report
+
+            await add_report(output, serving_engine_func, carried)
+            return output
         from vllm.entrypoints.launchers.run_batch import make_error_request_output
 
         error = RouteError(

@@ -43,7 +43,7 @@ def find_layers(model: nn.Module, n_layers: int) -> LayerList:
     Holds for vLLM's own models and for those it runs through Transformers. Layers of other pipeline stages
     are placeholders in the same list.
 
-    Raises: IncompatibleError if there is none, or more than one.
+    Raises: IncompatibleError if there is none, or more than one; or if a layer's forward was replaced.
     """
     found = [
         module
@@ -56,20 +56,35 @@ def find_layers(model: nn.Module, n_layers: int) -> LayerList:
             "this model's residual stream cannot be located with certainty"
         )
     here = _here(found[0])
+    _check_forwards(found[0], here)
     return LayerList(found[0], here[0], here[-1] + 1)
 
 
 def _here(layers: nn.ModuleList) -> list[int]:
     """The indices of the decoder layers that this process holds; empty if they are something else."""
     held = [i for i, layer in enumerate(layers) if not isinstance(layer, PPMissingLayer)]
-    takes = (inspect.signature(layers[i].forward).parameters for i in held)
+    takes = (inspect.signature(type(layers[i]).forward).parameters for i in held)
     return held if all("hidden_states" in parameters for parameters in takes) else []
 
 
-def hook_points(layers: LayerList, points: Iterable[int], width: int) -> list[int]:
+def _check_forwards(layers: nn.ModuleList, here: Iterable[int]) -> None:
+    """A forward that a layer itself carries is called in place of its class's, with the op in it."""
+    replaced = [i for i in here if "forward" in vars(layers[i])]
+    if replaced:
+        raise IncompatibleError(
+            f"expected layers that run their own forward, but that of layers {replaced} was replaced, "
+            "which offloading weights does (cpu_offload_gb, offload_group_size): steering would be passed by"
+        )
+
+
+def hook_points(
+    layers: LayerList, points: Iterable[int], width: int, *, dtype: torch.dtype, device: torch.device | str
+) -> list[int]:
     """Put the op at those of the hook points whose layers are here.
 
-    Args: width: d_model, which the stream must have.
+    Args:
+        width: d_model, which the stream must have.
+        dtype, device: of the stream; parameters may be of any other dtype, where they are quantised.
     Returns: the points that were hooked.
     Raises: IncompatibleError if a layer's output is not a residual stream that is understood.
     """
@@ -78,7 +93,11 @@ def hook_points(layers: LayerList, points: Iterable[int], width: int) -> list[in
     for point in here:
         by_layer.setdefault(max(point - 1, 0), []).append(point)
     for index, own in by_layer.items():
-        _hook(layers.layers[index], before=0 in own, after=next((p for p in own if p > 0), None), width=width)
+        layer = layers.layers[index]
+        if "residual" in inspect.signature(type(layer).forward).parameters:
+            like = torch.linspace(-1, 1, width, device=device).to(dtype)
+            _check_residual_is_added(layer, like)
+        _hook(layer, before=0 in own, after=next((p for p in own if p > 0), None), width=width)
     return here
 
 
@@ -115,8 +134,6 @@ def _idle_forward(cls: type[nn.Module]) -> Callable[..., Any]:
 def _hook(layer: nn.Module, *, before: bool, after: int | None, width: int) -> None:
     cls = type(layer)
     parameters = list(inspect.signature(cls.forward).parameters)
-    if "residual" in parameters:
-        _check_residual_is_added(layer, width)
     forward = _steered_forward(cls, parameters.index("hidden_states") - 1, before, after, width)
     layer.__class__ = type(f"Steered{cls.__name__}", (cls,), {"forward": forward, "__module__": __name__})
 
@@ -126,11 +143,13 @@ def _steered_forward(
 ) -> Callable[..., Any]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if before:
+            hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[place]
+            _check_sole_input(self, hidden, [*args, *kwargs.values()], width)
             # A copy: the embeddings may live in a buffer that the runner keeps.
+            own = _steered(hidden.clone(), None, 0, width)
             if "hidden_states" in kwargs:
-                kwargs["hidden_states"] = _steered(kwargs["hidden_states"].clone(), None, 0, width)
+                kwargs["hidden_states"] = own
             else:
-                own = _steered(args[place].clone(), None, 0, width)
                 args = (*args[:place], own, *args[place + 1 :])
         out = cls.forward(self, *args, **kwargs)
         if after is None:
@@ -145,6 +164,14 @@ def _steered_forward(
     return forward
 
 
+def _check_sole_input(layer: nn.Module, hidden: Tensor, given: Iterable[Any], width: int) -> None:
+    """What else is as wide as the stream was made of the embeddings before they are steered."""
+    if any(isinstance(one, Tensor) and one is not hidden and one.shape[-1:] == (width,) for one in given):
+        raise IncompatibleError(
+            f"{type(layer).__name__} is given more than the embeddings that resid_pre.0 would steer"
+        )
+
+
 def _steered(stream: Tensor, addend: Tensor | None, point: int, width: int) -> Tensor:
     # Models that run through Transformers carry a batch dimension of one.
     flat = stream[0] if stream.dim() == 3 and stream.shape[0] == 1 else stream
@@ -154,15 +181,17 @@ def _steered(stream: Tensor, addend: Tensor | None, point: int, width: int) -> T
     return stream
 
 
-def _check_residual_is_added(layer: nn.Module, width: int) -> None:
-    """Layers that return (hidden_states, residual) mean their sum only if the next norm adds them. Try it."""
+def _check_residual_is_added(layer: nn.Module, like: Tensor) -> None:
+    """Layers that return (hidden_states, residual) mean their sum only if the next norm adds them. Try it.
+
+    Args: like: [d] some token of the stream.
+    """
     norm = next((child for child in layer.children() if _takes_residual(child)), None)
     if norm is None:
         raise IncompatibleError(
             f"{type(layer).__name__} passes a residual on, but has no norm that adds it to the stream"
         )
-    parameter = next(layer.parameters())
-    hidden = torch.linspace(-1, 1, width, device=parameter.device).to(parameter.dtype).expand(2, -1)
+    hidden = like.expand(2, -1)
     residual = hidden.flip(-1) * 0.5 + 0.25
     with torch.no_grad():
         _, added = norm(hidden.clone(), residual.clone())

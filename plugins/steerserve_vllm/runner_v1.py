@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from vllm.v1.outputs import ModelRunnerOutput
 
 from .admission import plan_of
 from .attach import attach, attached_to
 from .seams import wrap
+
+if TYPE_CHECKING:
+    from steerserve.runtime.host import HostRuntime
 
 __all__ = ["install"]
 
@@ -22,12 +26,20 @@ def install() -> None:
     wrap("load_model_cpu", _wrap_load_model)
     wrap("update_states", _wrap_update_states)
     wrap("model_forward", _wrap_model_forward)
+    wrap("sample_tokens", _wrap_sample_tokens)
+
+
+def _open_runtime(*args: Any, **sizes: Any) -> HostRuntime:
+    # Not at the top: see `attach`.
+    from steerserve.runtime.host import HostRuntime
+
+    return HostRuntime(*args, **sizes)
 
 
 def _wrap_load_model(original: Callable[..., Any]) -> Callable[..., Any]:
     def load_model(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(self, *args, **kwargs)
-        attach(self, self.vllm_config, self.model, self.device)
+        attach(self, self.vllm_config, self.model, self.device, _open_runtime)
         return result
 
     return load_model
@@ -38,7 +50,7 @@ def _wrap_update_states(original: Callable[..., Any]) -> Callable[..., Any]:
         attached = attached_to(self)
         if attached is None:
             return original(self, scheduler_output)
-        runtime: Any = attached.runtime
+        runtime: HostRuntime = attached.runtime
         going_on = scheduler_output.scheduled_cached_reqs
         runtime.settle(dict(zip(going_on.req_ids, going_on.num_computed_tokens, strict=True)))
         for request_id in scheduler_output.finished_req_ids:
@@ -60,7 +72,7 @@ def _wrap_model_forward(original: Callable[..., Any]) -> Callable[..., Any]:
         attached = attached_to(self)
         if attached is None:
             return original(self, *args, **kwargs)
-        runtime: Any = attached.runtime
+        runtime: HostRuntime = attached.runtime
         capture = attached.capture
         if not (runtime.is_active or capture):
             return original(self, *args, **kwargs)
@@ -84,3 +96,21 @@ def _wrap_model_forward(original: Callable[..., Any]) -> Callable[..., Any]:
                 capture.end_step()
 
     return model_forward
+
+
+def _wrap_sample_tokens(original: Callable[..., Any]) -> Callable[..., Any]:
+    def sample_tokens(self: Any, grammar_output: Any) -> Any:
+        output = original(self, grammar_output)
+        attached = attached_to(self)
+        # Of several pipeline stages the last one samples; the others hear of it with the next step.
+        if (
+            attached is not None
+            and isinstance(output, ModelRunnerOutput)
+            and getattr(self, _STEP).scheduled_spec_decode_tokens
+        ):
+            sampled = zip(output.req_ids, output.sampled_token_ids, strict=False)
+            runtime: Any = attached.runtime
+            runtime.accept({name: max(0, len(tokens) - 1) for name, tokens in sampled})
+        return output
+
+    return sample_tokens

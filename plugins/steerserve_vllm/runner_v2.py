@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from .admission import plan_of
 from .attach import attach
 from .seams import V2_SEAMS, check, wrap
 from .setup import config_for
+
+if TYPE_CHECKING:
+    from steerserve.runtime.device import DeviceRuntime
 
 __all__ = ["install"]
 
@@ -31,6 +34,13 @@ def install() -> None:
     wrap("model_state_class", _wrap_model_state_class)
     wrap("finish_requests", _wrap_finish_requests)
     ending.install_v2()
+
+
+def _open_runtime(*args: Any, **sizes: Any) -> DeviceRuntime:
+    # Not at the top: see `attach`.
+    from steerserve.runtime.device import DeviceRuntime
+
+    return DeviceRuntime(*args, **sizes)
 
 
 def _wrap_model_state_class(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -58,9 +68,10 @@ class _Steered:
 
     def __init__(self, vllm_config: Any, model: Any, encoder_cache: Any, device: Any) -> None:
         super().__init__(vllm_config, model, encoder_cache, device)  # type: ignore[call-arg]
-        attached = attach(self, vllm_config, model, device)
+        attached = attach(self, vllm_config, model, device, _open_runtime)
         assert attached is not None
-        self._steering: Any = attached.runtime
+        self._steering = attached.runtime
+        self._steering.warm_up(vllm_config.model_config.dtype)
         self._capture = attached.capture
         self._begun = False
 

@@ -120,6 +120,11 @@ FRONT_END_SEAMS = {
     "run_batch_request": Seam(
         "vllm.entrypoints.launchers.run_batch", "run_request", ("serving_engine_func", "request", "tracker")
     ),
+    "request_state": Seam(
+        "vllm.v1.engine.output_processor",
+        "RequestState.__init__",
+        ("self", "request_id", "external_req_id", "parent_req"),
+    ),
     "completion_output": Seam(
         "vllm.v1.engine.output_processor",
         "RequestState._new_completion_output",

@@ -30,12 +30,16 @@ def _wrap_worker_init(original: Callable[..., Any]) -> Callable[..., Any]:
     return init
 
 
-def _collect(self: Any, tickets: list[str]) -> dict[str, Any]:
-    """Reports of the named tickets, and totals since the start, with the worker's place in the engine."""
+def _collect(self: Any, tickets: list[str] | dict[str, dict[str, int]]) -> dict[str, Any]:
+    """Reports of the named tickets, and totals since the start, with the worker's place in the engine.
+
+    Args: tickets: with their requests' ends, or without (see `Runtime.collect`).
+    """
     attached = attached_to_runner(self.model_runner)
     if attached is None:
         return {}
     parallel = self.parallel_config
     pp_rank, tp_rank = divmod(parallel.rank, parallel.tensor_parallel_size)
     place = {"pp_rank": pp_rank, "tp_rank": tp_rank, "dp_rank": parallel.data_parallel_rank}
-    return {**attached.runtime.collect(tickets), **place}
+    ends = tickets if isinstance(tickets, dict) else {ticket: {} for ticket in tickets}
+    return {**attached.runtime.collect(ends), **place}

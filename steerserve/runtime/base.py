@@ -6,9 +6,8 @@ A model runner drives it, once a step: `remove` and `add` for the requests that 
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,16 +23,21 @@ from ..sae.resident import Resident
 from ..slots import SlotTable
 from ..steer.buffers import PointBuffers
 from ..steer.history import NEVER
-from ..tally import Tallies, Tally
+from ..tally import MAX_ROWS, Tallies, Tally, on_host
 from ..window import Selector
 
-__all__ = ["Request", "Runtime", "open_runtime"]
+__all__ = ["Request", "Runtime"]
 
 
 @dataclass
 class Request:
-    """One steered engine request. Tokens below `settled` are in its tally already (host runtime)."""
+    """One steered engine request. Tokens below `settled` are in its tally already (host runtime).
 
+    `is_counted` says that its report was taken when its end was known: what is computed of it since counts
+    no more.
+    """
+
+    name: str
     plan: Plan
     selector: Selector
     ticket: str
@@ -41,6 +45,7 @@ class Request:
     from_cache: NDArray[np.int64]
     slot: int = -1
     settled: int = 0
+    is_counted: bool = False
 
 
 class Runtime(ABC):
@@ -114,7 +119,9 @@ class Runtime(ABC):
         bits = np.array(plan.bits.row, dtype=np.int64)
         from_cache = ((masks[:, None] >> bits) & 1).sum(axis=0)
         table = self.tallies.open(computed)
-        self._requests[request_id] = Request(plan, selector, ticket, table, from_cache, settled=computed)
+        self._requests[request_id] = Request(
+            request_id, plan, selector, ticket, table, from_cache, settled=computed
+        )
 
     def remove(self, request_id: str) -> None:
         """A request has ended, however it did."""
@@ -123,7 +130,8 @@ class Runtime(ABC):
             return
         self.settle()
         self._let_go(request)
-        self.tallies.close(request.table, self._tally(request), request.ticket)
+        tally = None if request.is_counted else self._tally(request)
+        self.tallies.close(request.table, tally, request.ticket)
         self._leave_batch()
         self._forget_unused_plans()
 
@@ -139,21 +147,45 @@ class Runtime(ABC):
     def end_step(self) -> None:
         """The forward pass is over: whatever runs the model next (a warm-up, an idle step) is not steered."""
 
-    def collect(self, tickets: Sequence[str]) -> dict[str, Any]:
-        """Reports of the named tickets, finished or still running, and totals since the start."""
+    def collect(self, tickets: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+        """Reports of the named tickets, finished or still running, and totals since the start.
+
+        Args: tickets: of each its requests' ends, as far as they are known: the position below which a
+            request counts, whatever was computed behind it.
+        """
         self.settle()
-        live = {id(r): self._tally(r) for r in self._requests.values()}
-        tallies = {ticket: self.tallies.take(ticket) for ticket in tickets}
-        for request in self._requests.values():
-            if request.ticket in tallies:
-                tallies[request.ticket].append(live[id(request)])
-                request.ticket = ""
+        taken = {ticket: self.tallies.take(ticket) for ticket in tickets}
+        running = [request for request in self._requests.values() if request.ticket in tickets]
+        for request in running:
+            taken[request.ticket].append(self._tally(request))
+        arrived = iter(on_host([tally for found in taken.values() for tally in found]))
+        tallies = {
+            ticket: [next(arrived).until(tickets[ticket].get(tally.request_id, NEVER)) for tally in found]
+            for ticket, found in taken.items()
+        }
+        self._add_to_totals(tallies, running, tickets)
         return {
             "tallies": {ticket: [t.wire for t in found] for ticket, found in tallies.items()},
             "requests": {ticket: len(found) for ticket, found in tallies.items()},
-            "tokens": self.tallies.totals(live.values()),
+            "inexact": [t for t, found in tallies.items() if not all(tally.is_exact for tally in found)],
+            "tokens": self.tallies.totals(),
             "slots": {"in_use": self.slots.in_use, "capacity": self.slots.capacity},
         }
+
+    def _add_to_totals(
+        self,
+        tallies: Mapping[str, Sequence[Tally]],
+        running: Sequence[Request],
+        tickets: Mapping[str, Mapping[str, int]],
+    ) -> None:
+        """Of requests that run on only those whose end is known; the others once they have ended."""
+        going_on = set()
+        for request in running:
+            request.is_counted = request.name in tickets[request.ticket]
+            request.ticket = ""
+            if not request.is_counted:
+                going_on.add(request.name)
+        self.tallies.add(t for found in tallies.values() for t in found if t.request_id not in going_on)
 
     @property
     def may_abort(self) -> bool:
@@ -163,12 +195,19 @@ class Runtime(ABC):
     def aborts(self) -> dict[str, int]:
         """Where requests of the last step's batch end: the first position at which a condition held that ends
         them, or at which a row of a policy could not be held. Drafts count, whether they stand or not."""
-        return self.aborts_of(self.notes()) if self._may_abort else {}
+        return self.aborts_of(self.notes().cpu()) if self._may_abort else {}
 
     def notes(self) -> Tensor:
-        """[R, 128] what is noted of the batch's requests, on the device; nothing waits for it."""
-        tables = [request.table if request is not None else 0 for request in self._batch]
-        return self._since.index_select(0, torch.tensor(tables, dtype=torch.int64).to(self.device))
+        """[R, 128] what is noted of the batch's requests, on the device; nothing waits for it.
+
+        Rows of requests that are not steered are any.
+        """
+        return self._since.index_select(0, self._batch_tables.clamp(min=0))
+
+    @property
+    @abstractmethod
+    def _batch_tables(self) -> Tensor:
+        """[R] int32 on the device: each request's number in the tallies, −1 for none; of a steered batch."""
 
     def aborts_of(self, notes: Tensor) -> dict[str, int]:
         """As `aborts`, of notes that have reached the host."""
@@ -186,8 +225,17 @@ class Runtime(ABC):
     def _lay_out(self, batch: list[Request | None]) -> None:
         """The batch has changed: prepare what every step of it needs."""
 
+    @staticmethod
+    def _ending(batch: Sequence[Request | None]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Which requests of a batch a row may end, and [n, 128] which of their rows."""
+        found = {i: r.plan.ending for i, r in enumerate(batch) if r is not None and r.plan.may_abort}
+        rows = np.zeros((len(found), MAX_ROWS), dtype=np.bool_)
+        for line, ending in zip(rows, found.values(), strict=True):
+            line[ending] = True
+        return np.array([*found], dtype=np.int64), rows
+
     def _tally(self, request: Request) -> Tally:
-        return self.tallies.read(request.table, request.plan, request.from_cache)
+        return self.tallies.read(request.table, request.name, request.plan, request.from_cache)
 
     def _leave_batch(self) -> None:
         """The next step's batch is another one; until it begins, no request of the last one can end."""
@@ -230,19 +278,3 @@ class Runtime(ABC):
         if len(self._plans) > 4 * self.slots.capacity:
             used = {request.plan.digest for request in self._requests.values()}
             self._plans = {digest: plan for digest, plan in self._plans.items() if digest in used}
-
-
-def open_runtime(
-    catalog: Catalog, points: Sequence[int], *, device: torch.device | str = "cpu", **sizes: int
-) -> Runtime:
-    """The runtime for a device: compiled loops on the CPU, Triton elsewhere (and where it is interpreted).
-
-    Args: as `Runtime`.
-    """
-    if torch.device(device).type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        from .host import HostRuntime
-
-        return HostRuntime(catalog, points, device=device, **sizes)
-    from .device import DeviceRuntime
-
-    return DeviceRuntime(catalog, points, device=device, **sizes)

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..catalog import Catalog
+from ..steer.crossing import sent
 from ..steer.dense import steer_dense
-from ..steer.history import History
+from ..steer.history import NEVER, History
 from ..steer.triton import (
     DeviceBatch,
     count_triton,
@@ -46,6 +48,7 @@ class DeviceRuntime(Runtime):
         self._special = torch.from_numpy(self.special).to(self.device)
         self._layout: DeviceBatch | None = None
         self._ends: Tensor | None = None
+        self._ending_rows: tuple[Tensor, Tensor] | None = None
         self._marked = False
         self._uncounted = False
         self._dense = False
@@ -68,21 +71,25 @@ class DeviceRuntime(Runtime):
         if self._layout is None:
             self.end_step()
             return
-        fill_triton(
-            self._layout,
-            starts,
-            positions,
-            token_ids,
-            self._special,
-            self._slot,
-            self._rows,
-            self._table,
-            self._position,
-            self._since,
-        )
+        self._map(self._layout, starts, positions, token_ids)
         n = len(self._batch)
         self._ends = positions[(starts[1 : n + 1] - 1).long()] + 1
         self._marked = self._uncounted = True
+
+    def warm_up(self, dtype: torch.dtype) -> None:
+        """Compile every kernel for the arguments that it will have; no request is to wait for that.
+
+        Args: dtype: of the residual stream.
+        """
+        layout = DeviceBatch.of(Batch.of([-1], [None]), [-1], self.device)
+        starts, ids = (torch.zeros(n, dtype=torch.int32, device=self.device) for n in (2, 1))
+        positions = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self._map(layout, starts, positions, ids)
+        self._count(self.tallies.limits(layout.table, positions))
+        stream = torch.zeros(1, self.catalog.d_model, dtype=dtype, device=self.device)
+        for point in self.buffers:
+            for addend in (None, torch.zeros_like(stream)):
+                self._launch(point, stream, addend)
 
     def end_step(self) -> None:
         if self._marked:
@@ -104,9 +111,28 @@ class DeviceRuntime(Runtime):
         if computed_now is not None:
             limit = torch.minimum(limit, computed_now.to(limit.dtype))
         limits = self.tallies.limits(self._layout.table, limit)
+        self._count(self._up_to_the_end(limits))
+        self.tallies.settle(limits)
+
+    def _map(self, layout: DeviceBatch, starts: Tensor, positions: Tensor, token_ids: Tensor) -> None:
+        fill_triton(
+            layout,
+            starts,
+            positions,
+            token_ids,
+            self._special,
+            self._slot,
+            self._rows,
+            self._table,
+            self._position,
+            self._since,
+        )
+
+    def _count(self, limits: Tensor) -> None:
         for point, buffers in self.buffers.items():
             count_triton(
                 self.tallies.table,
+                self.tallies.recent,
                 self._slot,
                 self._table,
                 self._position,
@@ -115,12 +141,22 @@ class DeviceRuntime(Runtime):
                 buffers,
                 self._trace[point],
             )
-        self.tallies.settle(limits)
+
+    def _up_to_the_end(self, limits: Tensor) -> Tensor:
+        """No position counts behind the one at which a row ends its request, wherever the step cut it."""
+        if self._ending_rows is None:
+            return limits
+        tables, rows = self._ending_rows
+        first = torch.where(rows, self._since[tables], NEVER).amin(dim=1)
+        return limits.index_copy(0, tables, torch.minimum(limits[tables], first + 1))
 
     def steer(self, point: int, stream: Tensor, addend: Tensor | None) -> None:
         if not self._marked and not stream.is_cuda:
             return
-        # On a GPU also where nothing is steered: a warm-up must compile the kernel before a graph records it.
+        # On a GPU also where nothing is steered: a graph that is recorded then is replayed for other steps.
+        self._launch(point, stream, addend)
+
+    def _launch(self, point: int, stream: Tensor, addend: Tensor | None) -> None:
         tokens = stream.shape[0]
         buffers, trace = self.buffers[point], self._trace[point]
         slot, rows = self._slot[:tokens], self._rows[:tokens]
@@ -147,11 +183,26 @@ class DeviceRuntime(Runtime):
         self._rows[at] = rows
         return trace
 
+    @property
+    def _batch_tables(self) -> Tensor:
+        assert self._layout is not None
+        return self._layout.table
+
     def _lay_out(self, batch: list[Request | None]) -> None:
         self._layout = None
         if any(request is not None for request in batch):
             slots = [-1 if r is None else r.slot for r in batch]
             tables = [-1 if r is None else r.table for r in batch]
             selectors = [None if r is None else r.selector for r in batch]
+            self._ending_rows = self._ending_on_device(batch)
             self._layout = DeviceBatch.of(Batch.of(slots, selectors), tables, self.device)
             self._dense = any(slot in b.dense_slots for slot in slots for b in self.buffers.values())
+
+    def _ending_on_device(self, batch: list[Request | None]) -> tuple[Tensor, Tensor] | None:
+        """As `_ending`, by table; None where no row ends anything."""
+        requests, rows = self._ending(batch)
+        if not len(requests):
+            return None
+        tables = np.array([-1 if r is None else r.table for r in batch], dtype=np.int64)[requests]
+        there = sent({"tables": tables, "rows": rows}, self.device)
+        return there["tables"], there["rows"]

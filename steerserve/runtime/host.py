@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..catalog import Catalog
+from ..errors import IncompatibleError
 from ..steer.cpu import hold_cpu, note_cpu, steer_cpu
 from ..steer.dense import steer_dense
 from ..steer.history import NEVER, History
@@ -34,6 +35,7 @@ class _Step:
     count: int
     ends: Int32
     drafts: Int32 | None
+    ending: tuple[Int64, NDArray[np.bool_]]
 
 
 class HostRuntime(Runtime):
@@ -41,6 +43,8 @@ class HostRuntime(Runtime):
 
     def __init__(self, catalog: Catalog, points: Sequence[int], **sizes: Any) -> None:
         super().__init__(catalog, points, **sizes)
+        if self.device.type != "cpu":
+            raise IncompatibleError(f"expected a stream in host memory, got one on {self.device}")
         self.tokens = TokenMap(sizes["max_tokens"], self.special)
         self._counted = {p: (b.count.numpy(), b.row.numpy()) for p, b in self.buffers.items()}
         self._token_table = torch.zeros(sizes["max_tokens"], dtype=torch.int32)
@@ -50,6 +54,7 @@ class HostRuntime(Runtime):
         self._settled: Int64 = np.empty(0, dtype=np.int64)
         self._table_of: Int32 = np.empty(0, dtype=np.int32)
         self._layout: Batch | None = None
+        self._ending_rows = self._ending([])
         self._pending: _Step | None = None
 
     @property
@@ -86,7 +91,8 @@ class HostRuntime(Runtime):
         if count:
             self._token_table.numpy()[:count] = self._table_of[self.tokens.owner[:count]]
             ends = computed + scheduled
-            self._pending = _Step(self._batch_ids or [], self._settled, self._table_of, count, ends, drafts)
+            place = (self._settled, self._table_of, count, ends, drafts, self._ending_rows)
+            self._pending = _Step(self._batch_ids or [], *place)
 
     def _take_back(self, computed: Int32, scheduled: Int32) -> None:
         """Forget what was noted at positions that are computed again.
@@ -119,6 +125,7 @@ class HostRuntime(Runtime):
             known = np.array([computed_now.get(request_id, -1) for request_id in step.ids], dtype=np.int64)
             limits = np.where(known < 0, limits, np.minimum(known, ends))
         limits = np.maximum(step.settled, limits)
+        counted = self._up_to_the_end(step, limits)
         n, tokens = step.count, self.tokens
         for point, (rows, bit) in self._counted.items():
             self.tallies.count(
@@ -126,7 +133,7 @@ class HostRuntime(Runtime):
                 tokens.owner[:n],
                 tokens.position[:n],
                 step.settled,
-                limits,
+                counted,
                 tokens.slot_view,
                 rows,
                 bit,
@@ -135,6 +142,26 @@ class HostRuntime(Runtime):
         step.settled[:] = limits
         if step.drafts is None:
             self._pending = None
+
+    def accept(self, accepted: Mapping[str, int]) -> None:
+        """The last step has sampled, which tells how many of its drafts stand.
+
+        Args: accepted: by request; of one that is not named, none.
+        """
+        step = self._pending
+        if step is not None and step.drafts is not None:
+            certain = (step.ends - step.drafts).tolist()
+            self.settle({name: c + accepted.get(name, 0) for name, c in zip(step.ids, certain, strict=True)})
+
+    def _up_to_the_end(self, step: _Step, limits: Int64) -> Int64:
+        """No position counts behind the one at which a row ends its request, wherever the step cut it."""
+        requests, rows = step.ending
+        if not len(requests):
+            return limits
+        first = np.where(rows, self._since.numpy()[step.table_of[requests]], NEVER).min(axis=1)
+        counted = limits.copy()
+        counted[requests] = np.minimum(limits[requests], first + 1)
+        return counted
 
     def steer(self, point: int, stream: Tensor, addend: Tensor | None) -> None:
         n = self.tokens.count
@@ -172,12 +199,17 @@ class HostRuntime(Runtime):
         tokens.rows[at] = rows
         return trace
 
+    @property
+    def _batch_tables(self) -> Tensor:
+        return torch.from_numpy(self._table_of)
+
     def _lay_out(self, batch: list[Request | None]) -> None:
         for request, settled in zip(self._batch, self._settled.tolist(), strict=True):
             if request is not None:
                 request.settled = settled
         self._settled = np.array([0 if r is None else r.settled for r in batch], dtype=np.int64)
         self._table_of = np.array([-1 if r is None else r.table for r in batch], dtype=np.int32)
+        self._ending_rows = self._ending(batch)
         noted = [i for i, r in enumerate(batch) if r is not None and r.plan.notes]
         self._noted = np.array(noted, dtype=np.int64)
         self._layout = None

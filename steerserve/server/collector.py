@@ -22,9 +22,12 @@ _MOST_ABANDONED = 4096
 
 
 class CollectRpc(Protocol):
-    """Calls `steerserve_collect` with these tickets on every worker of every replica."""
+    """Calls `steerserve_collect` on every worker of every replica.
 
-    def __call__(self, tickets: list[str], /) -> Awaitable[Iterable[Mapping[str, Any]]]: ...
+    Args: tickets: of each, its requests' ends (see `Runtime.collect`).
+    """
+
+    def __call__(self, tickets: dict[str, dict[str, int]], /) -> Awaitable[Iterable[Mapping[str, Any]]]: ...
 
 
 class ReportCollector:
@@ -56,19 +59,23 @@ class ReportCollector:
         self._timeout = timeout
         self._patience = patience
         self._waiting: dict[str, asyncio.Future[TicketTally | None]] = {}
-        self._abandoned: set[str] = set()
+        self._abandoned: dict[str, dict[str, int]] = {}
+        self._ends: dict[str, dict[str, int]] = {}
         self._asking: asyncio.Task[None] | None = None
         self._calls: set[asyncio.Task[None]] = set()
         self._refreshing: asyncio.Task[None] | None = None
         self._admissions_shown = 0
         self._slots_in_use = 0
 
-    async def collect(self, ticket: str) -> TicketTally | None:
+    async def collect(self, ticket: str, ends: dict[str, int] | None = None) -> TicketTally | None:
         """What the workers counted for a ticket, and then forgot; None if they do not answer in time.
 
         What was not answered, or not waited for, is given up: the workers need not keep it.
+
+        Args: ends: where its requests ended, behind which nothing counts.
         """
         started = time.perf_counter()
+        self._ends[ticket] = ends or {}
         future: asyncio.Future[TicketTally | None] = asyncio.get_running_loop().create_future()
         self._waiting[ticket] = future
         if self._asking is None or self._asking.done():
@@ -80,15 +87,16 @@ class ReportCollector:
             pass
         finally:
             self._waiting.pop(ticket, None)
+            ends = self._ends.pop(ticket, None)
             if found is None:
-                self.abandon(ticket)
+                self.abandon(ticket, ends)
             observe_report(time.perf_counter() - started)
         return found
 
-    def abandon(self, ticket: str) -> None:
+    def abandon(self, ticket: str, ends: dict[str, int] | None = None) -> None:
         """Nobody will come for this report: have the workers forget it at the next refresh."""
         if len(self._abandoned) < _MOST_ABANDONED:
-            self._abandoned.add(ticket)
+            self._abandoned[ticket] = ends or {}
 
     def start(self, every: float = 5.0) -> None:
         """Refresh the metrics in the background whenever there can be something new; on the running loop."""
@@ -125,19 +133,20 @@ class ReportCollector:
 
         If the call fails, nobody knows what the workers heard of it: what they are to forget is said again.
         """
-        abandoned, self._abandoned = self._abandoned, set()
+        abandoned, self._abandoned = self._abandoned, {}
+        asked = {ticket: self._ends.get(ticket, {}) for ticket in batch} | abandoned
         admitted = admissions()
         collected = Collected()
         try:
-            replies = await asyncio.wait_for(self._rpc([*batch, *abandoned]), self._timeout)
+            replies = await asyncio.wait_for(self._rpc(asked), self._timeout)
             collected = merge_workers(replies)
             self._show(collected, admitted)
-            abandoned = set()
+            abandoned = {}
         except Exception as error:
             logger.warning("The engine did not answer for %d reports: %r", len(batch), error)
         finally:
-            for ticket in abandoned:
-                self.abandon(ticket)
+            for ticket, ends in abandoned.items():
+                self.abandon(ticket, ends)
             for ticket, future in batch.items():
                 if not future.done():
                     future.set_result(collected.tallies.get(ticket))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from steerserve.compile import compile_plan
 from steerserve.errors import RequestError, RouteError
 from steerserve.metrics import count_rejection, observe_watches
 from steerserve.policy.enforcement import Caller
-from steerserve.policy.outcome import policy_entries
+from steerserve.report import TicketTally
 from steerserve.spec import parse_spec
 
 from .body import is_set, take_steering
@@ -27,6 +28,7 @@ from .guard import principal_of
 from .places import check_head
 from .refusal import refusal
 from .reply import SteeredReply
+from .reporting import report_of
 from .routing import CARRYING, check_options, check_route, path_of
 from .state import SteeringState
 from .websocket import unsteered_only
@@ -47,6 +49,7 @@ class SteeringMiddleware:
     def __init__(self, app: ASGIApp, state: SteeringState) -> None:
         self.app = app
         self.state = state
+        self._leaving: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -62,11 +65,16 @@ class SteeringMiddleware:
         try:
             await self.app(scope, receive, send)
         finally:
+            await asyncio.gather(*self._leaving, return_exceptions=True)
             await self.state.close()
 
     async def _converse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with _carrying(await self._carried(scope)):
-            await self.app(scope, unsteered_only(receive, send), send)
+        carried = await self._carried(scope)
+        with _carrying(carried):
+            try:
+                await self.app(scope, unsteered_only(receive, send), send)
+            finally:
+                self._forget(carried)
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await _read(receive)
@@ -150,13 +158,35 @@ class SteeringMiddleware:
                 if not await reply.replaced():
                     raise
             finally:
-                await self._leave(scope, carried, reply)
+                # Whoever ends this task, because its client left, does not end what must be put on record.
+                leaving = asyncio.create_task(self._leave(scope, carried, reply))
+                self._leaving.add(leaving)
+                leaving.add_done_callback(self._leaving.discard)
+                await asyncio.shield(leaving)
 
     async def _leave(self, scope: Scope, carried: Carried, reply: SteeredReply) -> None:
-        """However it ended: what no reply asked for is forgotten, and put on record."""
-        if carried.counts and not reply.asked and self.state.collector is not None:
-            self.state.collector.abandon(carried.ticket)
-        await self.state.recorder.ended(scope, carried, reply)
+        """However it ended: what no reply waited for is counted, put on record, and forgotten."""
+        tally = None
+        if carried.admitted and not reply.asked:
+            # Before it is known where its requests ended, none of their tokens can be told from the others.
+            await carried.ends.settled()
+            if carried.merged.policies or self.state.recorder.log is not None:
+                tally = await self._counted(carried)
+            else:
+                self._forget(carried)
+        await self.state.recorder.ended(scope, carried, reply, tally)
+
+    def _forget(self, carried: Carried) -> None:
+        if carried.admitted and self.state.collector is not None:
+            self.state.collector.abandon(carried.ticket, carried.ends.known)
+
+    async def _counted(self, carried: Carried) -> TicketTally | None:
+        """What the workers counted of it; None if they do not answer. Metrics of watches take it in."""
+        if self.state.collector is None:
+            return None
+        tally = await self.state.collector.collect(carried.ticket, carried.ends.known)
+        observe_watches(carried.merged, tally)
+        return tally
 
     async def _finish(self, scope: Scope, carried: Carried) -> dict[str, Any] | None:
         """What the reply's end waits for: the counts, their report where it is wanted, and the record.
@@ -164,20 +194,15 @@ class SteeringMiddleware:
         Raises: UnavailableError if the record cannot be written.
         """
         state, tally = self.state, None
-        if carried.counts and state.collector is not None:
-            tally = await state.collector.collect(carried.ticket)
-            observe_watches(carried.merged, tally)
+        if carried.counts or state.recorder.log is not None:
+            tally = await self._counted(carried)
+        else:
+            self._forget(carried)
         await state.recorder.served(scope, carried, tally)
-        if not carried.wants_report or state.reporter is None or carried.merged.plan is None:
-            return None
-        assert carried.spec is not None
-        return state.reporter.report(
-            carried.spec,
-            carried.merged.plan,
-            tally,
-            admitted=carried.admitted,
-            policies=policy_entries(carried.merged, tally),
-        )
+        report = None if state.reporter is None else report_of(carried, state.reporter, tally)
+        if report is not None and carried.keep is not None:
+            carried.keep(report)
+        return report
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from steerserve.errors import AuditError, RequestError, UnavailableError
 from steerserve.policy import Policy, PolicyChange
 from steerserve.policy.enforcement import InForce
 from steerserve.policy.outcome import aborted, tokens_touched, watched
-from steerserve.report import Counts, TicketTally
+from steerserve.report import Counts, TicketTally, is_incomplete
 from steerserve.row import Row
 
 from .guard import PRINCIPAL, principal_of
@@ -27,6 +27,8 @@ from .routing import path_of
 __all__ = ["Recorder"]
 
 logger = logging.getLogger(__name__)
+# Of a request whose counts the workers did not give, or not those of what its client received.
+INCOMPLETE = "incomplete"
 Outcome = Literal["ok", "refused", "aborted", "failed", "left"]
 # Seconds that a change waits for the disk to confirm its record.
 _PATIENCE = 10.0
@@ -78,7 +80,9 @@ class Recorder:
             self._record(scope, carried, "refused", None, status=error.status, reason=error.reason)
         )
 
-    async def ended(self, scope: Scope, carried: Carried, reply: SteeredReply) -> None:
+    async def ended(
+        self, scope: Scope, carried: Carried, reply: SteeredReply, tally: TicketTally | None
+    ) -> None:
         """A request ended that `served` was not told of: refused, failed, or its client left."""
         if reply.asked and not reply.refused:
             return
@@ -86,7 +90,7 @@ class Recorder:
             await self.refused(scope, carried, carried.refused)
         elif carried.admitted or carried.own is not None:
             outcome: Outcome = "refused" if reply.refused else "left" if not reply.finished else "failed"
-            await self._write(self._record(scope, carried, outcome, None, status=reply.status))
+            await self._write(self._record(scope, carried, outcome, tally, status=reply.status))
 
     def changing(self, change: PolicyChange, principal: Principal | None) -> None:
         """A policy is about to be changed over HTTP. Waits for the disk: not for an event loop.
@@ -178,6 +182,8 @@ class Recorder:
     ) -> Record:
         headers = Headers(scope=scope)
         plan = carried.merged.plan or carried.own
+        if reason is None and carried.admitted and is_incomplete(tally, carried.admitted):
+            reason = INCOMPLETE
         uses = tuple(_use(policy) for policy in carried.merged.policies)
         return Record(
             event="request",

@@ -11,7 +11,7 @@ from starlette.types import Message, Send
 from steerserve.carried import Carried
 from steerserve.errors import RequestError, RouteError
 
-from .events import error_in, final_event, splice, with_report
+from .events import error_in, final_event, held_from, splice, with_report
 from .framing import EventFramer
 
 __all__ = ["ReplyStopped", "SteeredReply"]
@@ -29,7 +29,7 @@ class SteeredReply:
 
     A reply that is not a success passes untouched, unless admission said why it refused. A success is held
     back until the request was admitted, if it asks for steering, so that it can still become a
-    refusal; a stream then flows as it comes, and only its last event waits: for the report, and for whatever
+    refusal; a stream then flows as it comes, and only its last events wait: for the report, and for whatever
     must be on record before a reply ends. Without a wish for a report no byte of it changes.
 
     Args:
@@ -54,6 +54,7 @@ class SteeredReply:
         self._held = b""
         self._framer = EventFramer()
         self._last = b""
+        self._report: Report | None = None
         self._has_begun = False
         self.status: int | None = None
         self.asked = False
@@ -143,24 +144,26 @@ class SteeredReply:
             await self._replace()
 
     async def _stream(self, body: bytes, more: bool) -> None:
-        if self.asked:
-            await self._pass(body, more)
-            return
-        events = self._framer.feed(body)
+        events, self._held = self._held + self._framer.feed(body), b""
         if not more:
             events += self._framer.rest()
-        at = final_event(events)
-        if at is not None or not more:
-            before, events = (events, b"") if at is None else (events[:at], events[at:])
-            if before:
-                await self._pass(before, True)
-            # Whatever fails here ends the stream without its last event: nobody may take it for a whole one.
-            report = await self._ask()
-            if report is not None and events:
-                events = with_report(events, report, before or self._last)
+        if not self.asked:
+            final = final_event(events)
+            at = held_from(events[:final])
+            if final is None and more:
+                events, self._held = events[:at], events[at:]
+                self._last = events or self._last
+            else:
+                if at:
+                    await self._pass(events[:at], True)
+                    self._last, events = events[:at], events[at:]
+                # Whatever fails here ends the stream without its last events: nobody may take it for a whole
+                # one.
+                self._report = await self._ask()
+        if self._report is not None:
+            events = with_report(events, self._report, self._last)
         if events or not more:
             await self._pass(events, more)
-            self._last = events
 
     async def _replace(self) -> None:
         """The engine never saw the steering: what the route answered must not pass for a steered reply."""

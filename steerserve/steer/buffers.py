@@ -16,6 +16,7 @@ from ..catalog import Catalog
 from ..layout import reading_places
 from ..plan import Plan
 from ..row import Gate, Row
+from .crossing import sent
 
 __all__ = ["BufferViews", "PointBuffers", "z_bounds"]
 
@@ -91,88 +92,38 @@ class PointBuffers:
         return BufferViews(*parts)
 
     def write(self, slot: int, plan: Plan, point: int, catalog: Catalog) -> None:
-        """Fill a slot with the plan's rows at this hook point, read from the memory-mapped weights."""
-        self.count[slot] = 0
-        for mark, slots in ((self.stateful, self.stateful_slots), (self.held, self.held_slots)):
-            mark[slot] = False
-            slots.discard(slot)
-        self._write_dense(slot, [], plan, point, catalog)
-        places = reading_places(plan.rows).get(point)
-        if not places:
-            return
-        for source in dict.fromkeys(key for key, _ in places):
-            at = torch.tensor([index for index, (key, _) in enumerate(places) if key == source])
-            features = [feature for key, feature in places if key == source]
-            weights = catalog.sources[source].rows(features)
-            self.encoder[slot].index_copy_(0, at, weights.encoder.to(self.encoder.device))
-            self.decoder[slot].index_copy_(0, at, weights.decoder.to(self.decoder.device))
-            activation = (weights.bias, weights.threshold, weights.scale, weights.shift, weights.floor)
-            self.params[slot, :, :A].index_copy_(0, at, torch.stack(activation, dim=1).to(self.params.device))
+        """Fill a slot with the plan's rows at this hook point, read from the memory-mapped weights.
+
+        They are laid out on the host and sent in one copy that nobody waits for.
+
+        Raises: CheckpointError if the weights cannot be read; the slot is then as it was.
+        """
         entries = _entries(plan, point)
-        self._write_edits(slot, entries, places)
-        self._write_dense(slot, places, plan, point, catalog)
-        self._write_ceilings(slot, entries)
-        self._mark(slot, entries)
-        self.count[slot] = len(places)
-
-    def _write_ceilings(self, slot: int, entries: Sequence[_Entry]) -> None:
-        held = [k for k, entry in enumerate(entries) if entry.mode == HOLD]
-        if not held:
-            return
-        at = torch.tensor(held)
-        rows = self.params[slot].index_select(0, at.to(self.params.device)).cpu()
-        ceiling, base = z_bounds(rows)
-        norm = self.encoder[slot].index_select(0, at.to(self.encoder.device)).cpu().square().sum(dim=1)
-        bounds = torch.stack([ceiling, base, norm], dim=1).to(self.params.device)
-        self.params[slot, :, CEILING:].index_copy_(0, at.to(self.params.device), bounds)
-
-    def _mark(self, slot: int, entries: Sequence[_Entry]) -> None:
-        if any(entry.state != PLAIN for entry in entries):
-            self.stateful[slot] = True
-            self.stateful_slots.add(slot)
-        if any(entry.mode == HOLD for entry in entries):
-            self.held[slot] = True
-            self.held_slots.add(slot)
-
-    def _write_dense(
-        self, slot: int, places: Sequence[tuple[str, int]], plan: Plan, point: int, catalog: Catalog
-    ) -> None:
+        places = reading_places(plan.rows).get(point, [])
+        contents: dict[str, NDArray[Any]] = {}
+        if places:
+            contents = _weights(places, entries, catalog) | _edits(places, entries)
         dropped = _dropped(plan, point, catalog)
-        # A reconstruction and the rows edited in it read the same f, to the last bit at a threshold.
-        name = catalog.residents[dropped].key if dropped >= 0 else ""
-        residents = [dropped if source == name else catalog.resident_of(source) for source, _ in places]
-        self.drop[slot] = dropped
-        self.resident[slot] = -1
-        if residents:
-            self.resident[slot, : len(places)] = torch.tensor(residents, dtype=torch.int32)
-            self.feature[slot, : len(places)] = torch.tensor([feature for _, feature in places])
-        dense = dropped >= 0 or any(place >= 0 for place in residents)
-        self.dense[slot] = dense
-        (self.dense_slots.add if dense else self.dense_slots.discard)(slot)
+        residents = _residents(places, dropped, catalog)
+        if places:
+            contents["resident"] = np.array(residents, dtype=np.int32)
+            contents["feature"] = np.array([feature for _, feature in places], dtype=np.int64)
+            self._place(slot, len(places), sent(contents, self.count.device))
+        self.count[slot].fill_(len(places))
+        self.drop[slot].fill_(dropped)
+        self._mark(slot, self.dense, self.dense_slots, dropped >= 0 or any(at >= 0 for at in residents))
+        stateful = any(entry.state != PLAIN for entry in entries)
+        self._mark(slot, self.stateful, self.stateful_slots, stateful)
+        self._mark(slot, self.held, self.held_slots, any(entry.mode == HOLD for entry in entries))
 
-    def _write_edits(self, slot: int, entries: Sequence[_Entry], places: Sequence[tuple[str, int]]) -> None:
-        used = len(places)
-        place = {key: index for index, key in reversed(list(enumerate(places)))}
-        edits = np.tile(np.array([1.0, 0.0, -np.inf, np.inf], dtype=np.float32), (used, 1))
-        numbers = np.tile(np.array([-1, -1, OBSERVE, PLAIN, -1], dtype=np.int32), (used, 1))
-        gated = np.zeros(used, dtype=np.bool_)
-        above = np.full((used, used), -np.inf, dtype=np.float32)
-        below = np.full((used, used), np.inf, dtype=np.float32)
-        for i, entry in enumerate(entries):
-            row, gates = entry.plan_row, entry.gates
-            gated[i], edits[i] = bool(gates), (row.a, row.c, row.lo, row.hi)
-            numbers[i] = (entry.bit, entry.row, entry.mode, entry.state, entry.condition)
-            for gate in gates:
-                j = place[gate.source, gate.feature]
-                above[i, j], below[i, j] = max(above[i, j], gate.above), min(below[i, j], gate.below)
-        self.params[slot, :used, A:CEILING] = torch.from_numpy(edits)
-        for part, column in zip(
-            (self.bit, self.row, self.mode, self.state, self.condition), numbers.T, strict=True
-        ):
-            part[slot, :used] = torch.from_numpy(column.copy())
-        self.gated[slot, :used] = torch.from_numpy(gated)
-        self.above[slot, :used, :used] = torch.from_numpy(above)
-        self.below[slot, :used, :used] = torch.from_numpy(below)
+    def _place(self, slot: int, used: int, contents: dict[str, Tensor]) -> None:
+        for name, part in contents.items():
+            own = getattr(self, name)[slot, :used]
+            (own[:, :used] if name in ("above", "below") else own).copy_(part)
+
+    def _mark(self, slot: int, mark: Tensor, slots: set[int], holds: bool) -> None:
+        mark[slot].fill_(holds)
+        (slots.add if holds else slots.discard)(slot)
 
 
 _VIEWED = (
@@ -209,6 +160,55 @@ class _Entry:
     mode: int
     state: int
     condition: int
+
+
+def _weights(
+    places: Sequence[tuple[str, int]], entries: Sequence[_Entry], catalog: Catalog
+) -> dict[str, NDArray[Any]]:
+    """Encoder and decoder rows [n, d], and their params [n, 12] but for the edits."""
+    n, width = len(places), catalog.d_model
+    encoder, decoder, params = torch.empty(n, width), torch.empty(n, width), torch.zeros(n, PARAMS)
+    for source in dict.fromkeys(key for key, _ in places):
+        at = torch.tensor([index for index, (key, _) in enumerate(places) if key == source])
+        rows = catalog.sources[source].rows([feature for key, feature in places if key == source])
+        encoder[at], decoder[at] = rows.encoder, rows.decoder
+        activation = (rows.bias, rows.threshold, rows.scale, rows.shift, rows.floor)
+        params[at, :A] = torch.stack(activation, dim=1)
+    edits = [(entry.plan_row.a, entry.plan_row.c, entry.plan_row.lo, entry.plan_row.hi) for entry in entries]
+    params[:, A:CEILING] = torch.tensor([*edits, *[_UNCHANGED] * (n - len(edits))])
+    held = torch.tensor([k for k, entry in enumerate(entries) if entry.mode == HOLD], dtype=torch.int64)
+    params[held, CEILING], params[held, BASE] = z_bounds(params[held])
+    params[held, NORM] = encoder[held].square().sum(dim=1)
+    return {"encoder": encoder.numpy(), "decoder": decoder.numpy(), "params": params.numpy()}
+
+
+# The edit of a row that only conditions read.
+_UNCHANGED = (1.0, 0.0, -np.inf, np.inf)
+
+
+def _edits(places: Sequence[tuple[str, int]], entries: Sequence[_Entry]) -> dict[str, NDArray[Any]]:
+    """What the rows are for and when they apply: everything of them that is not in `params`."""
+    used = len(places)
+    place = {key: index for index, key in reversed(list(enumerate(places)))}
+    numbers = np.tile(np.array([-1, -1, OBSERVE, PLAIN, -1], dtype=np.int32), (used, 1))
+    gated = np.zeros(used, dtype=np.bool_)
+    above = np.full((used, used), -np.inf, dtype=np.float32)
+    below = np.full((used, used), np.inf, dtype=np.float32)
+    for i, entry in enumerate(entries):
+        gated[i] = bool(entry.gates)
+        numbers[i] = (entry.bit, entry.row, entry.mode, entry.state, entry.condition)
+        for gate in entry.gates:
+            j = place[gate.source, gate.feature]
+            above[i, j], below[i, j] = max(above[i, j], gate.above), min(below[i, j], gate.below)
+    columns = zip(("bit", "row", "mode", "state", "condition"), numbers.T, strict=True)
+    return {"gated": gated, "above": above, "below": below} | dict(columns)
+
+
+def _residents(places: Sequence[tuple[str, int]], dropped: int, catalog: Catalog) -> list[int]:
+    """Which resident gives each place's activation; −1 where the formula does."""
+    # A reconstruction and the rows edited in it read the same f, to the last bit at a threshold.
+    name = catalog.residents[dropped].key if dropped >= 0 else ""
+    return [dropped if source == name else catalog.resident_of(source) for source, _ in places]
 
 
 def z_bounds(params: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.offloader.prefetch import PrefetchOffloader
 from vllm.v1.engine.input_processor import InputProcessor
 
 from steerserve.errors import CheckpointError, ConfigError, IncompatibleError
@@ -118,4 +119,33 @@ def test_a_model_whose_layers_are_not_found_for_certain_is_refused(lists: int) -
 
 def test_a_model_whose_stream_is_not_the_sum_is_refused() -> None:
     with pytest.raises(IncompatibleError, match="does not add"):
-        hook_points(find_layers(_Owner(_SkipsTheSum), 3), [2], 8)
+        hook_points(find_layers(_Owner(_SkipsTheSum), 3), [2], 8, dtype=torch.float32, device="cpu")
+
+
+def test_layers_whose_forward_was_replaced_are_refused() -> None:
+    """Offloading puts its own forward on the layer, which would be called in place of the one with the op."""
+    owner = _Owner(_Layer)
+    hook: Callable[..., None] = PrefetchOffloader._hook_module_forward
+    hook(None, 0, owner.layers0[1])
+    with pytest.raises(IncompatibleError, match=r"layers \[1\] was replaced, which offloading"):
+        find_layers(owner, 3)
+
+
+class _TakesNormedEmbeddings(nn.Module):
+    """Like DeepSeek-V3.2's first layer: attention reads what was made of the embeddings before it."""
+
+    def forward(
+        self, positions: torch.Tensor, hidden_states: torch.Tensor, attn_in: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return hidden_states if attn_in is None else hidden_states + attn_in
+
+
+def test_a_layer_that_reads_more_than_the_embeddings_is_not_steered_before_it() -> None:
+    layers = find_layers(_Owner(_TakesNormedEmbeddings), 3)
+    hook_points(layers, [0], 8, dtype=torch.float32, device="cpu")
+    first, positions, embedded = layers.layers[0], torch.arange(4), torch.zeros(4, 8)
+    assert torch.equal(first(positions, embedded), embedded)
+    with pytest.raises(IncompatibleError, match=r"more than the embeddings that resid_pre\.0"):
+        first(positions, embedded, embedded + 1)
+    with pytest.raises(IncompatibleError, match=r"more than the embeddings that resid_pre\.0"):
+        first(positions, hidden_states=embedded, attn_in=embedded + 1)

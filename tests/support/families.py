@@ -25,6 +25,12 @@ _SIZES = {
     "max_position_embeddings": 128,
 }
 _HEADS = {"head_dim": 32}
+
+
+def _quantised(how: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
+    return "LlamaConfig", "LlamaForCausalLM", _SIZES | {"quantization_config": how}
+
+
 FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", "LlamaForCausalLM", _SIZES),
     "mistral": ("MistralConfig", "MistralForCausalLM", _SIZES | _HEADS),
@@ -43,6 +49,9 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "olmo": ("OlmoConfig", "OlmoForCausalLM", _SIZES),
     "olmo2": ("Olmo2Config", "Olmo2ForCausalLM", _SIZES),
     "cohere": ("CohereConfig", "CohereForCausalLM", _SIZES),
+    # Their parameters are float8, and int32.
+    "llama, fp8": _quantised({"quant_method": "fp8", "activation_scheme": "dynamic"}),
+    "llama, awq": _quantised({"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True}),
 }
 
 
@@ -57,8 +66,10 @@ def main() -> None:
     with tempfile.NamedTemporaryFile() as rendezvous:
         for family in FAMILIES:
             path = _write(folder, family)
+            # No method of quantisation goes with float32.
+            dtype = "bfloat16" if "quantization_config" in FAMILIES[family][2] else "float32"
             config = EngineArgs(
-                model=str(path), skip_tokenizer_init=True, enforce_eager=True, dtype="float32"
+                model=str(path), skip_tokenizer_init=True, enforce_eager=True, dtype=dtype
             ).create_engine_config()
             with set_current_vllm_config(config):
                 init_distributed_environment(1, 0, f"file://{rendezvous.name}", 0, "gloo")
@@ -83,10 +94,12 @@ def _hook(config: Any) -> Any:
     with torch.device("cpu"):
         model = initialize_model(config)
     for parameter in model.parameters():
-        torch.nn.init.uniform_(parameter, -0.1, 0.1)
+        if parameter.dtype is config.model_config.dtype:
+            torch.nn.init.uniform_(parameter, -0.1, 0.1)
     names = [name for name, _ in model.named_parameters()]
     try:
-        points = hook_points(find_layers(model, N_LAYERS), range(N_LAYERS + 1), WIDTH)
+        layers, dtype = find_layers(model, N_LAYERS), config.model_config.dtype
+        points = hook_points(layers, range(N_LAYERS + 1), WIDTH, dtype=dtype, device="cpu")
     except IncompatibleError as error:
         return str(error)
     assert names == [name for name, _ in model.named_parameters()]

@@ -22,6 +22,7 @@ def worker(*requests: list[list[Any]], tokens: int = 0, in_use: int = 1, **place
     return {
         "tallies": {"t": list(requests)},
         "requests": {"t": len(requests)},
+        "inexact": [],
         "tokens": [["sae:a", "add", tokens]],
         "slots": {"in_use": in_use, "capacity": 4},
         **place,

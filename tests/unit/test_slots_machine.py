@@ -119,7 +119,7 @@ class Worker:
         life = self.lives.pop(name)
         stood = life.counted - life.cached
         for row, (_, _, tokens, *_) in zip(
-            life.plan.rows, self.runtime.collect([name])["tallies"][name][0], strict=True
+            life.plan.rows, self.runtime.collect({name: {}})["tallies"][name][0], strict=True
         ):
             assert 0 <= tokens <= stood if row.gates else tokens == stood, "each token counts once"
         self.events[how] += 1
@@ -288,7 +288,7 @@ TestRequests = scaled(Requests.TestCase)
 def _end_all(worker: Worker) -> None:
     for name in list(worker.lives):
         worker.end(name, "finish")
-    assert worker.runtime.collect([])["slots"] == {"in_use": 0, "capacity": CAPACITY}
+    assert worker.runtime.collect({})["slots"] == {"in_use": 0, "capacity": CAPACITY}
     assert not worker.runtime.is_active or not worker.lives
 
 

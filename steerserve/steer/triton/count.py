@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...recent import WINDOW, Recent
 from ...tally import (
     COLUMNS,
     COUNT,
@@ -24,12 +25,13 @@ __all__ = ["count_triton"]
 _COUNT, _SUM_BEFORE, _MAX_BEFORE = map(tl.constexpr, (COUNT, SUM_BEFORE, MAX_BEFORE))
 _SUM_AFTER, _MAX_AFTER = map(tl.constexpr, (SUM_AFTER, MAX_AFTER))
 _FIRED, _LOWERED, _COLUMNS = map(tl.constexpr, (FIRED, LOWERED, COLUMNS))
-_MAX_ROWS = tl.constexpr(MAX_ROWS)
+_MAX_ROWS, _WINDOW = map(tl.constexpr, (MAX_ROWS, WINDOW))
 _TILE = 1024
 
 
 def count_triton(
     table: Tensor,
+    recent: Recent,
     token_slot: Tensor,
     token_table: Tensor,
     token_position: Tensor,
@@ -42,6 +44,7 @@ def count_triton(
 
     Args:
         table: [M, 128, 7] float64, added to; see `Tallies`.
+        recent: [M, 128], which the last tokens go to, in the place of those that are added to the table.
         token_slot, token_table, token_position: [tokens], as `fill_triton` leaves them.
         settled, limit: [M] int64, half-open range of positions that count now, by table.
         buffers: the rows of every slot.
@@ -52,6 +55,8 @@ def count_triton(
     block = max(1, _TILE // k)
     _count[(triton.cdiv(tokens, block),)](
         table,
+        recent.at,
+        recent.values,
         token_slot,
         token_table,
         token_position,
@@ -70,6 +75,8 @@ def count_triton(
 @triton.jit
 def _count(
     table: tl.tensor,
+    recent_at: tl.tensor,
+    recent_values: tl.tensor,
     token_slot: tl.tensor,
     token_table: tl.tensor,
     token_position: tl.tensor,
@@ -91,7 +98,8 @@ def _count(
     known = number >= 0
     position = tl.load(token_position + token, mask=known, other=0)
     counted = known & (position >= tl.load(settled + number, mask=known, other=0))
-    counted = counted & (position < tl.load(limit + number, mask=known, other=0))
+    end = tl.load(limit + number, mask=known, other=0)
+    counted = counted & (position < end)
     row = tl.arange(0, K)
     used = row[None, :] < tl.load(count + slot, mask=counted, other=0)[:, None]
     b = tl.load(number_of + slot.to(tl.int64)[:, None] * ROWS + row[None, :], mask=used, other=-1)
@@ -99,6 +107,22 @@ def _count(
     before = tl.load(told, mask=b >= 0, other=float("nan")).to(tl.float64)
     after = tl.load(told + 1, mask=b >= 0, other=float("nan")).to(tl.float64)
     applied = (b >= 0) & (before == before)
+
+    # A step's last tokens take the places of older ones, and those are what is added. Of one request and row
+    # no two of them share a place.
+    is_recent = applied & (position >= end - _WINDOW)[:, None]
+    cell = (number.to(tl.int64)[:, None] * _MAX_ROWS + b) * _WINDOW + (position % _WINDOW)[:, None]
+    older = tl.load(recent_at + cell, mask=is_recent, other=-1)
+    was_before = tl.load(recent_values + cell * 2, mask=is_recent, other=0.0).to(tl.float64)
+    was_after = tl.load(recent_values + cell * 2 + 1, mask=is_recent, other=0.0).to(tl.float64)
+    # What was there is read by all before anything is written.
+    tl.debug_barrier()
+    tl.store(recent_at + cell, tl.broadcast_to(position[:, None], cell.shape).to(tl.int32), mask=is_recent)
+    tl.store(recent_values + cell * 2, before.to(tl.float32), mask=is_recent)
+    tl.store(recent_values + cell * 2 + 1, after.to(tl.float32), mask=is_recent)
+    before = tl.where(is_recent, was_before, before)
+    after = tl.where(is_recent, was_after, after)
+    applied = applied & ((is_recent == 0) | (older >= 0))
 
     # A prompt's tokens all belong to one table: those are added up here, lest thousands of atomics queue for
     # one place. A table has one slot, so its rows have the same bits in all of its tokens.

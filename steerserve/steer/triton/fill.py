@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from itertools import accumulate
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...tokens import Batch
+from ..crossing import sent
 from ..history import NEVER
 
 __all__ = ["DeviceBatch", "fill_triton"]
@@ -42,17 +42,7 @@ class DeviceBatch:
         """Send a batch's layout to the device, in one copy that the host does not wait for."""
         arrays = {"table": np.array(tables, dtype=np.int32)}
         arrays |= {field.name: getattr(batch, field.name) for field in fields(batch)}
-        # At multiples of 16 bytes: kernels are compiled anew for pointers that are not.
-        ends = list(accumulate(-(-array.nbytes // 16) * 16 for array in arrays.values()))
-        begins = zip(arrays, [0, *ends[:-1]], strict=True)
-        places = {name: slice(begin, begin + arrays[name].nbytes) for name, begin in begins}
-        # From pageable memory the copy would wait for all that the device has yet to do.
-        packed = torch.zeros(ends[-1], dtype=torch.uint8, pin_memory=torch.device(device).type == "cuda")
-        for name, array in arrays.items():
-            packed.numpy()[places[name]] = array.view(np.uint8)
-        sent = packed.to(device, non_blocking=True)
-        dtypes = {name: getattr(torch, array.dtype.name) for name, array in arrays.items()}
-        return cls(**{name: sent[place].view(dtypes[name]) for name, place in places.items()})
+        return cls(**sent(arrays, device))
 
 
 def fill_triton(

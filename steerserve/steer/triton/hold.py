@@ -62,7 +62,7 @@ def _hold(
     addend_stride: tl.tensor,
     token_slot: tl.tensor,
     encoder: tl.tensor,
-    params: tl.tensor,
+    formulas: tl.tensor,
     number: tl.tensor,
     mode: tl.tensor,
     count: tl.tensor,
@@ -93,7 +93,7 @@ def _hold(
             before = tl.load(trace + (token * ROWS + k) * 2)
             if (tl.load(mode + slot * ROWS + k) == _HOLD) & (before == before):
                 w = encoder + (slot * ROWS + k) * WIDTH
-                p = params + (slot * ROWS + k) * _PARAMS
+                p = formulas + (slot * ROWS + k) * _PARAMS
                 shift = _outside(own, addend, token * addend_stride, w, p, sweep, STEP, WIDTH, BLOCK)
                 if shift != 0.0:
                     _move(own, w, shift, WIDTH, BLOCK)

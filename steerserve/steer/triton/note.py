@@ -12,6 +12,7 @@ from .features import features, gates_open, kernel_shape
 
 __all__ = ["note_triton"]
 
+# No argument of a kernel may be called `params`: Triton's own launcher has a variable of that name.
 _PLAIN, _LATCH, _ABORT, _ASKED = map(tl.constexpr, (PLAIN, LATCH, ABORT, ASKED))
 
 
@@ -59,7 +60,7 @@ def _note(
     token_slot: tl.tensor,
     token_rows: tl.tensor,
     encoder: tl.tensor,
-    params: tl.tensor,
+    formulas: tl.tensor,
     above: tl.tensor,
     below: tl.tensor,
     bit: tl.tensor,
@@ -89,7 +90,7 @@ def _note(
     row = tl.arange(0, K)
     used = row < n
     own = stream + token * stream_stride
-    f = features(own, addend, token * addend_stride, encoder, params, base, n, row, WIDTH, CHUNK, BLOCK)
+    f = features(own, addend, token * addend_stride, encoder, formulas, base, n, row, WIDTH, CHUNK, BLOCK)
     what = tl.load(state + base + row, mask=used, other=_PLAIN)
     infinite = used & ~((f > float("-inf")) & (f < float("inf")))
     holds = gates_open(above + base * ROWS, below + base * ROWS, f, n, row, ROWS, CHUNK)

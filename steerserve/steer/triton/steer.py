@@ -73,7 +73,7 @@ def _steer(
     token_rows: tl.tensor,
     encoder: tl.tensor,
     decoder: tl.tensor,
-    params: tl.tensor,
+    formulas: tl.tensor,
     above: tl.tensor,
     below: tl.tensor,
     bit: tl.tensor,
@@ -106,8 +106,8 @@ def _steer(
     row = tl.arange(0, K)
     used = row < n
     own = stream + token * stream_stride
-    f = features(own, addend, token * addend_stride, encoder, params, base, n, row, WIDTH, CHUNK, BLOCK)
-    p = params + (base + row) * _PARAMS
+    f = features(own, addend, token * addend_stride, encoder, formulas, base, n, row, WIDTH, CHUNK, BLOCK)
+    p = formulas + (base + row) * _PARAMS
     edited = tl.load(p + _A, mask=used, other=0.0) * f + tl.load(p + _C, mask=used, other=0.0)
     edited = tl.maximum(edited, tl.load(p + _LO, mask=used, other=0.0), propagate_nan=_ALL_NAN)
     edited = tl.minimum(edited, tl.load(p + _HI, mask=used, other=0.0), propagate_nan=_ALL_NAN)

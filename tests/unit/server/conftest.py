@@ -45,7 +45,7 @@ class Engine:
     admits: bool = True
     seen: list[Carried | None] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
-    asked: list[list[str]] = field(default_factory=list)
+    asked: list[dict[str, dict[str, int]]] = field(default_factory=list)
     since: int = -1
 
     def take(self, body: bytes) -> None:
@@ -67,7 +67,7 @@ class Engine:
             carried.merged = merged
             carried.admitted += 1
 
-    async def collect(self, tickets: list[str]) -> list[dict[str, Any]]:
+    async def collect(self, tickets: dict[str, dict[str, int]]) -> list[dict[str, Any]]:
         self.asked.append(tickets)
         # From the cache, since, tokens, sums and maxima before and after, fired, lowered.
         row = [1, self.since, 4, 2.0, 1.0, 8.0, 2.0, 4, 0]
@@ -75,6 +75,7 @@ class Engine:
             {
                 "tallies": {ticket: [[row] * 4] for ticket in tickets},
                 "requests": dict.fromkeys(tickets, 1),
+                "inexact": [],
                 "tokens": [["sae:demo", "clamp", 4 * len(tickets)]],
                 "slots": {"in_use": 0, "capacity": 8},
             }

@@ -7,10 +7,11 @@ import pytest
 from steerserve.server.collector import ReportCollector
 
 
-def reply(tickets: list[str], *, in_use: int = 0, tokens: int = 0) -> dict[str, Any]:
+def reply(tickets: dict[str, dict[str, int]], *, in_use: int = 0, tokens: int = 0) -> dict[str, Any]:
     return {
         "tallies": {ticket: [[[0, -1, 2, 1.0, 1.0, 1.0, 1.0, 2, 0]]] for ticket in tickets},
         "requests": dict.fromkeys(tickets, 1),
+        "inexact": [],
         "tokens": [["sae:demo", "add", tokens]],
         "slots": {"in_use": in_use, "capacity": 4},
     }
@@ -21,14 +22,14 @@ class Workers:
 
     def __init__(self, delay: float = 0.0, error: Exception | None = None, in_use: int = 0) -> None:
         self.delay, self.error, self.in_use = delay, error, in_use
-        self.asked: list[list[str]] = []
+        self.asked: list[dict[str, dict[str, int]]] = []
 
     async def are_asked(self, times: int) -> None:
         async with asyncio.timeout(10):
             while len(self.asked) < times:
                 await asyncio.sleep(0.005)
 
-    async def __call__(self, tickets: list[str]) -> list[dict[str, Any]]:
+    async def __call__(self, tickets: dict[str, dict[str, int]]) -> list[dict[str, Any]]:
         self.asked.append(tickets)
         await asyncio.sleep(self.delay)
         if self.error:
@@ -83,7 +84,7 @@ def test_a_dead_engine_answers_every_waiting_report_with_nothing() -> None:
 
 
 def test_a_malformed_answer_is_no_answer() -> None:
-    async def rpc(tickets: list[str]) -> list[dict[str, Any]]:
+    async def rpc(tickets: dict[str, dict[str, int]]) -> list[dict[str, Any]]:
         return [{"tallies": 7}]
 
     async def go() -> Any:
@@ -110,12 +111,12 @@ def test_an_abandoned_ticket_is_forgotten_with_the_next_refresh() -> None:
     async def go() -> None:
         collector = ReportCollector(workers)
         collector.start(every=0.01)
-        collector.abandon("gone")
+        collector.abandon("gone", {"r": 7})
         await asyncio.sleep(0.1)
         await collector.stop()
 
     asyncio.run(go())
-    assert workers.asked == [["gone"]]
+    assert workers.asked == [{"gone": {"r": 7}}]
 
 
 class Hanging(Workers):
@@ -153,7 +154,7 @@ def test_a_ticket_that_was_not_answered_in_time_is_given_up() -> None:
         await collector.stop()
 
     asyncio.run(go())
-    assert workers.asked[1] == ["late"]
+    assert workers.asked[1] == {"late": {}}
 
 
 def test_a_ticket_whose_caller_left_is_given_up() -> None:
@@ -169,7 +170,7 @@ def test_a_ticket_whose_caller_left_is_given_up() -> None:
         await collector.stop()
 
     asyncio.run(go())
-    assert workers.asked[1] == ["left"]
+    assert workers.asked[1] == {"left": {}}
 
 
 def test_what_the_workers_did_not_hear_of_is_said_again() -> None:
@@ -189,7 +190,7 @@ def test_what_the_workers_did_not_hear_of_is_said_again() -> None:
         assert len(workers.asked) <= asked + 1
 
     asyncio.run(go())
-    assert workers.asked[0] == workers.asked[1] == ["gone"]
+    assert workers.asked[0] == workers.asked[1] == {"gone": {}}
 
 
 def test_the_background_rests_once_nothing_is_in_use() -> None:
@@ -203,7 +204,7 @@ def test_the_background_rests_once_nothing_is_in_use() -> None:
         await collector.stop()
 
     asyncio.run(go())
-    assert workers.asked == [["a"]]
+    assert workers.asked == [{"a": {}}]
 
 
 @pytest.mark.parametrize(("in_use", "several"), [(1, False), (0, True)])
@@ -218,4 +219,4 @@ def test_the_background_asks_while_there_can_be_something_new(in_use: int, sever
         await collector.stop()
 
     asyncio.run(go())
-    assert workers.asked[1:3] == [[], []]
+    assert workers.asked[1:3] == [{}, {}]

@@ -89,8 +89,8 @@ REPORT = {"tokens": 1}
 def test_each_apis_last_event_is_found_and_completed_with_any_line_ends(end: str, space: str) -> None:
     chunk = json.dumps({"id": "c", "choices": [], "text": 'a "data: [DONE]"\n event: message_stop'})
     done = f"data:{space}[DONE]{end}{end}".encode()
-    stop = f"event:{space}message_stop{end}data:{space}{{}}{end}{end}".encode()
-    response = json.dumps({"response": {"id": "r"}})
+    stop = f'event:{space}message_stop{end}data:{space}{{"type":"message_stop"}}{end}{end}'.encode()
+    response = json.dumps({"type": "response.completed", "response": {"id": "r"}})
     completed = f"event:{space}response.completed{end}data:{space}{response}{end}{end}".encode()
     head = f"data:{space}{chunk}{end}{end}".encode()
     for last in (done, stop, completed):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
@@ -15,6 +15,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 from triton.runtime.jit import JITFunction
 
@@ -36,15 +37,57 @@ def interpreted() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton.knobs.runtime, "interpret", True)
         patch.setattr(InterpreterBuilder, "cast_impl", _cast)
+        patch.setattr(interpreter, "_patch_lang", _patching_once())
+        patch.setattr(interpreter, "_get_np_dtype", _numpy_type)
         for module in (tl, tl.standard):
             for name, member in list(vars(module).items()):
                 if isinstance(member, JITFunction):
-                    setattr(module, name, triton.jit(member.fn))
+                    setattr(module, name, _decorated(member.fn))
         try:
             yield _module()
         finally:
             for owner, members in zip(changing, before, strict=True):
                 _restore(owner, members)
+
+
+def _patching_once() -> Callable[[Any], Any]:
+    """Patches Triton's language for the functions of a module once, and not at each of their calls.
+
+    What it changes is taken back in the end, all at once.
+    """
+    done: set[int] = set()
+
+    def patch_once(function: Any) -> Any:
+        # What is patched depends on the names by which a module knows the language.
+        if id(function.__globals__) not in done:
+            done.add(id(function.__globals__))
+            _PATCH(function)
+        return _Kept
+
+    return patch_once
+
+
+_PATCH = interpreter._patch_lang
+
+
+def _numpy_type(of: Any) -> Any:
+    """As the interpreter's own, which makes a table of all types each time that it looks one up."""
+    one = of.element_ty if isinstance(of, tl.block_type) else of
+    return np.dtype(np.uint64) if isinstance(one, tl.pointer_type) else _scalar_type(one)
+
+
+_scalar_type = cache(interpreter._get_np_dtype)
+
+
+class _Kept:
+    @staticmethod
+    def restore() -> None:
+        return None
+
+
+@cache
+def _decorated(function: Any) -> Any:
+    return triton.jit(function)
 
 
 def _cast(self: Any, src: Any, dst_type: Any) -> Any:
