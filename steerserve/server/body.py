@@ -16,7 +16,7 @@ from steerserve.errors import RequestError, RouteError
 from steerserve.spec import MAX_JSON_CHARS
 
 from .free import Shape
-from .json_text import Repeated, parse
+from .json_text import Repeated, parse, parse_named
 from .places import FIELD, check_document, check_fields, check_names, places_read
 from .routing import check_options
 
@@ -43,12 +43,13 @@ def take_steering(
         check_fields(_form_fields(body, content_type), "a form")
         return None
     try:
-        document = parse(body)
+        document, names = parse_named(body)
     except (ValueError, RecursionError) as error:
-        if not _MENTIONED.search(body) and b"\0" not in body:
+        # Without the zeros of UTF-16 and UTF-32, which the server's own parser takes too.
+        if not _MENTIONED.search(body.replace(b"\0", b"")):
             return None
         raise RequestError(f"expected the body to be valid JSON: {error}", at=()) from None
-    check_document(document, path)
+    check_document(document, path, names)
     return _taken(document, path, body) if isinstance(document, dict) else None
 
 

@@ -13,13 +13,13 @@ __all__ = ["Free", "Shape", "free_of", "is_text"]
 
 Shape = tuple[str, ...]
 
-# Fields of whatever text a client sends. JSON in them is text too; in any other string, it counts as JSON.
+# Fields of whatever text, or tokens, a client sends. JSON in them is text too; elsewhere it counts as JSON.
 _TEXTS = {
     "chat_template", "documents", "functions", "generate_chunk", "generate_response",
     "generate_responses", "input", "instructions", "items", "messages", "metadata", "output_config",
     "output_format", "prompt", "queries", "query", "questions", "response_format", "state", "stop",
-    "stop_sequences", "structured_outputs", "suffix", "system", "text", "text_1", "text_2", "tools",
-    "user",
+    "stop_sequences", "structured_outputs", "suffix", "system", "text", "text_1", "text_2", "token_ids",
+    "tokens", "tools", "user",
 }  # fmt: skip
 
 _OUTPUT = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-__all__ = ["Repeated", "parse"]
+__all__ = ["Repeated", "parse", "parse_named"]
 
 
 class Repeated(dict[str, Any]):
@@ -20,6 +20,21 @@ def parse(text: bytes | str) -> Any:
     Raises: ValueError or RecursionError.
     """
     return json.loads(text, object_pairs_hook=_object)
+
+
+def parse_named(text: bytes | str) -> tuple[Any, set[str]]:
+    """As `parse`, with every key of every object in it, those among them that were dropped.
+
+    Raises: ValueError or RecursionError.
+    """
+    names: set[str] = set()
+
+    def note(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = _object(pairs)
+        names.update(found)
+        return found
+
+    return json.loads(text, object_pairs_hook=note), names
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

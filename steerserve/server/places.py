@@ -41,6 +41,7 @@ _READS_PARAMS = "/inference/v1/generate"
 _XARGS: Shape = ("vllm_xargs", FIELD)
 _PARAMS: Shape = ("sampling_params", "extra_args", FIELD)
 
+_JSON = re.compile(r"\s*[{\[]")
 _NUMBERS = (int, float, bool, type(None))
 
 
@@ -55,11 +56,15 @@ def places_read(route: str) -> tuple[Shape, ...]:
     return ((FIELD,), _PARAMS) if route == _READS_PARAMS else ((FIELD,),)
 
 
-def check_document(document: object, route: str) -> None:
+def check_document(document: object, route: str, names: Iterable[str] | None = None) -> None:
     """Refuse a body that says anywhere, but where the route reads it, what means us.
 
+    Args: names: every key in it, where they are known: most bodies need not be walked over then.
     Raises: RequestError for what is said twice, RouteError naming the place for anything else.
     """
+    if names is not None and type(document) is dict and not any(map(_may_ask, names)):
+        # JSON text may still have such keys.
+        document = {name: value for name, value in document.items() if not is_text((name,))}
     _Walk(free_of(route), places_read(route)).check(document)
 
 
@@ -165,6 +170,10 @@ class _Walk:
                 _Walk(self.free, ()).check(value, (*at, key[:64]), inner)
 
 
+def _may_ask(name: str) -> bool:
+    return name == "op" or means_us(name)
+
+
 def _refusal(key: str) -> str:
     got = "it here" if key == FIELD else f"`{key[:64]}`"
     return f"expected `{FIELD}` at the top of the body, got {got}: nothing reads it there"
@@ -172,7 +181,7 @@ def _refusal(key: str) -> str:
 
 def _json_in(text: str) -> object | None:
     """What JSON text holds, if that is an object or a list."""
-    if not text.lstrip().startswith(("{", "[")):
+    if _JSON.match(text) is None:
         return None
     try:
         found: object = parse(text)

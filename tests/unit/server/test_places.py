@@ -320,6 +320,15 @@ def test_a_form_that_cannot_be_read_is_refused_if_it_mentions_us() -> None:
     assert take_steering(b"--c\r\n", kind) is None
 
 
+def test_a_body_that_is_no_json_is_refused_only_if_it_mentions_us() -> None:
+    audio = bytes(range(256)) * 8
+    assert take_steering(audio) is None
+    assert take_steering(b"\0" + audio, "application/octet-stream") is None
+    for encoding in ("utf-8", "utf-16", "utf-32"):
+        with pytest.raises(RequestError, match="valid JSON"):
+            take_steering('{"extra_body": {"steering": '.encode(encoding))
+
+
 @pytest.mark.parametrize("option", ["background", "use_beam_search"])
 def test_an_option_is_found_however_it_is_written(option: str) -> None:
     escaped = "".join(f"\\u{ord(letter):04X}" for letter in option)
