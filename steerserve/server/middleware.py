@@ -28,7 +28,7 @@ from .refusal import refusal
 from .reply import SteeredReply
 from .routing import CARRYING, check_options, check_route, path_of
 from .state import SteeringState
-from .websocket import unsteered_only
+from .websocket import is_turned_away, unsteered_only
 
 __all__ = ["SteeringMiddleware"]
 
@@ -64,6 +64,8 @@ class SteeringMiddleware:
             await self.state.close()
 
     async def _converse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if await is_turned_away(scope, send):
+            return
         with _carrying(self._carried(scope)):
             await self.app(scope, unsteered_only(receive, send), send)
 
