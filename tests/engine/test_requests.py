@@ -285,7 +285,7 @@ class TestRefusals:
     @pytest.mark.parametrize("asks", OFFLINE)
     def test_steering_where_nothing_reads_it_is_refused_offline_too(self, engine: Engine, asks: str) -> None:
         for name in SPELLINGS:
-            with pytest.raises(VLLMValidationError, match="nothing reads|only the server sets"):
+            with pytest.raises(VLLMValidationError, match=r"nothing reads|only the server sets"):
                 OFFLINE[asks](engine.llm, name)
 
     def test_nothing_of_that_is_run_and_what_has_other_names_passes(self, engine: Engine) -> None:

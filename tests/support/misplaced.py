@@ -104,13 +104,17 @@ class Form:
     query: str = ""
 
 
-def forms(route: str, steering: Body) -> Iterator[Form]:
-    """Every form for a route: misplaced, misspelt, doubled, unwrapped, and in the head or a form.
+def forms(route: str, steering: Body, *, whole: bool = True) -> Iterator[Form]:
+    """Forms for a route: misplaced, misspelt, doubled, unwrapped, and in the head or a form.
 
-    Args: steering: a sound `steering` object.
+    Args:
+        steering: a sound `steering` object.
+        whole: every spelling in every place; else each spelling in the body, and three in each place.
     """
     body = {"model": "tiny", **BODIES.get(route, {})}
     for (where, put), name in itertools.product(PLACES.items(), SPELLINGS):
+        if not (whole or where == "the body" or name in ("steering", "Steering", "interventions")):
+            continue
         inner = steering["interventions"] if "nterv" in name else steering
         for said in (inner, json.dumps(inner)):
             kind = "text" if isinstance(said, str) else "an object"
