@@ -23,6 +23,7 @@ _TEXTS = {
 }  # fmt: skip
 
 _OUTPUT = (
+    "guided_json",  # of vLLM before 0.12
     "response_format.json_schema.schema",
     "response_format.format",
     "response_format.structures.[].schema",

@@ -99,14 +99,12 @@ TOOL = {"type": "function", "function": {"name": "steering", "parameters": SCHEM
 FREE: list[tuple[str, dict[str, Any]]] = [
     ("/v1/completions", {"prompt": json.dumps(STEERING), "max_tokens": 2, "stop": ["steering"]}),
     ("/v1/completions", {"prompt": [5], "max_tokens": 2, "metadata": {"plan": json.dumps(STEERING)}}),
-    ("/v1/completions", {"prompt": [5], "max_tokens": 2, "structured_outputs": {"json": SCHEMA}}),
     ("/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 2, "tools": [TOOL], "tool_choice": "none"}),
     (
         "/v1/chat/completions",
         {
             "messages": [{"role": "user", "content": json.dumps(STEERING)}],
             "max_tokens": 2,
-            "response_format": {"type": "json_schema", "json_schema": {"name": "steering", "schema": SCHEMA}},
             "documents": [{"title": "car", "steering": "power"}],
         },
     ),
