@@ -86,7 +86,6 @@ class TestCombinations:
             n=3, seed=1, temperature=1.0, max_tokens=6, logprobs=0, ignore_eos=True,
             extra_args={"steering": json.dumps({"interventions": [CLAMP]}), "steering_ticket": "n3"},
         )  # fmt: skip
-        # All three prompts fit into one step: stock vLLM on CPU dies of a seeded request whose prompt is cut.
         prompt = random_prompts(1, [12], seed=21)[0]
         (output,) = engine.llm.generate([{"prompt_token_ids": prompt}], [params], use_tqdm=False)
         for sample in output.outputs:
@@ -95,6 +94,29 @@ class TestCombinations:
             got = [step[t].logprob for t, step in zip(tokens, sample.logprobs, strict=True)]
             assert got == pytest.approx(expected, abs=1e-3)
         assert engine.collect("n3")["requests"]["n3"] == 3
+
+    @combination("seeds", "chunked prefill")
+    @pytest.mark.parametrize("steering", [None, [CLAMP]], ids=["unsteered", "steered"])
+    def test_a_seeded_request_samples_the_same_however_its_prompt_is_chunked(
+        self, engine: Engine, steering: Any
+    ) -> None:
+        """On the CPU, V1's generators cannot be wound back: stock vLLM ends at a prompt that is cut."""
+        sampled = {"temperature": 1.0, "max_tokens": 4, "seed": 7}
+        (short,) = random_prompts(1, [40], seed=26)
+        engine.llm.reset_prefix_cache()
+        (at_once,) = engine.generate([short], [steering], **sampled)
+        engine.llm.reset_prefix_cache()
+        # Six prompts of 41 tokens, 48 tokens a step: all but the first are cut.
+        replies = engine.generate([short] * 6, [steering] * 6, **sampled)
+        assert [reply.tokens for reply in replies] == [at_once.tokens] * 6
+        (greedy,) = engine.generate([short], [steering], max_tokens=4)
+        assert greedy.tokens != at_once.tokens
+        # Longer than a step: cut even alone, and beside others.
+        long = random_prompts(4, [200], seed=27)
+        together = engine.generate([long[0], *long], [steering] * 5, **sampled)
+        engine.llm.reset_prefix_cache()
+        (alone,) = engine.generate(long[:1], [steering], **sampled)
+        assert [reply.tokens for reply in together[:2]] == [alone.tokens] * 2
 
     @combination("prompt logprobs", "chunked prefill")
     def test_prompt_logprobs_are_those_of_the_steered_model(self, engine: Engine) -> None:
