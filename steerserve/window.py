@@ -85,6 +85,12 @@ class Window:
         return (prompt_len - 1 if self.phase == "generation" else 0), END
 
     @property
+    def is_whole_phase(self) -> bool:
+        """Whether it includes all of its phase, whatever the tokens are."""
+        placed = self.start is not None or self.stop is not None or self.positions or self.tokens
+        return not (placed or self.exclude_positions or self.exclude_tokens)
+
+    @property
     def generates(self) -> bool:
         """Whether the position that samples the first token is the phase's, be its token special or not."""
         return self.phase != "prompt"

@@ -21,7 +21,7 @@ def register() -> None:
         return
     from steerserve.errors import IncompatibleError
 
-    from . import admission, ending, prefix_cache, runner_v1, seams, worker
+    from . import admission, ending, prefix_cache, runner_v1, seams, seeds, worker
 
     _registered = True
     try:
@@ -32,5 +32,6 @@ def register() -> None:
     admission.install()
     prefix_cache.install()
     runner_v1.install()
+    seeds.install()
     ending.install()
     worker.install()

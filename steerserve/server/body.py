@@ -11,6 +11,7 @@ from steerserve.errors import RequestError, RouteError
 from steerserve.spec import MAX_JSON_CHARS
 
 from .places import FIELD, check_places, names_steering
+from .xargs import check_xargs
 
 __all__ = ["is_set", "take_steering"]
 
@@ -59,6 +60,7 @@ def take_steering(
     if not isinstance(document, dict):
         return None
     check_places(document, path)
+    check_xargs(document)
     if FIELD not in document:
         return None
     if isinstance(document, _Repeated) and FIELD in document.keys_again:
