@@ -34,8 +34,8 @@ class Place:
     def __str__(self) -> str:
         if self.position == self.prompt_len - 1:
             return "the prompt's last token"
-        side = "of" if self.position < self.prompt_len else "behind"
-        return f"position {self.position} {side} a prompt of {self.prompt_len} tokens"
+        tokens = "1 token" if self.prompt_len == 1 else f"{self.prompt_len} tokens"
+        return f"position {self.position}, with a prompt of {tokens}"
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,7 @@ _EXPECTED: dict[str, Callable[[str, dict[str, Any]], str]] = {
     "string_too_short": lambda name, _: f"expected `{name}` not to be empty",
     "list_type": lambda name, _: f"expected `{name}` to be a list",
     "model_type": lambda name, _: f"expected `{name}` to be an object",
-    "invalid_key": lambda name, _: f"expected the keys of `{name}` to be strings",
+    "invalid_key": lambda name, _: "expected keys that are strings",
     "literal_error": lambda name, ctx: f"expected `{name}` to be one of {ctx['expected']}",
     "too_long": lambda name, ctx: f"expected `{name}` of at most {ctx['max_length']} entries",
     "too_short": lambda name, ctx: f"expected `{name}` of at least {ctx['min_length']} entries",

@@ -69,7 +69,7 @@ def test_two_windows_meet_exactly_where_some_token_is_in_both(
         ({"phase": "prompt", "stop": -1}, {"phase": "generation"}, None),
         ({"phase": "prompt"}, {"phase": "generation", "start": 1}, None),
         ({"stop": 4}, {"start": 4}, None),
-        ({"stop": 5}, {"start": 4}, "position 4 of a prompt of 6 tokens"),
+        ({"stop": 5}, {"start": 4}, "position 4"),
         ({"tokens": [5]}, {"exclude_tokens": [5]}, None),
         ({"tokens": [0], "special_tokens": True, "exclude_positions": [-1]}, {}, None),
         ({"tokens": [0], "special_tokens": True}, {}, "the prompt's last token"),
@@ -87,8 +87,4 @@ def test_without_a_known_length_windows_of_any_size_are_told_apart(
     first: dict[str, Any], second: dict[str, Any], said: str | None
 ) -> None:
     found = meeting(Window.of(Where(**first)), Window.of(Where(**second)), {0, 1, 2}, None)
-    if said is None or "of a prompt" not in said:
-        assert (str(found) if found else None) == said
-    else:
-        assert found is not None
-        assert found.position == 4
+    assert (str(found).partition(",")[0] if found else None) == said
