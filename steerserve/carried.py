@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+from collections import Counter
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -64,6 +65,7 @@ class Carried:
     under, None where none are configured. `principal` sent it. `seconds` is what parsing and compiling took.
     Admission fills in the rest: `admitted` counts the engine requests that took a plan: zero after the reply
     began means that the route never reached admission, and that the reply must not pass for a steered one.
+    `unmatched` counts, by intervention, those of them whose prompt and reply its window cannot match.
     `merged` is what they took, `ends` where each of them ended; `refused` is why admission did not take one.
     `model` is the first name of the model, or its LoRA's, that they were for; None until then. `keep` is told
     of the report where the reply can be read again.
@@ -77,6 +79,7 @@ class Carried:
     seconds: float = 0.0
     ticket: str = field(default_factory=new_ticket)
     admitted: int = 0
+    unmatched: Counter[int] = field(default_factory=Counter)
     merged: Merged = field(default_factory=lambda: Merged(None))
     ends: Ends = field(default_factory=Ends)
     refused: RequestError | None = None

@@ -9,16 +9,23 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .config import DirectionConfig, SaeConfig, SteerserveConfig
 from .errors import CheckpointError, ConfigError, RequestError
 from .hookpoint import HookPoint
 from .sae import Direction, FeatureRows, Hook, Sae, open_sae, read_direction
 from .sae.content import content_digest
 
-__all__ = ["Catalog", "Source", "build_catalog", "check_served"]
+__all__ = ["NO_SAE", "Catalog", "Source", "build_catalog", "check_served"]
 
 DIRECTION_PREFIX = "direction:"
 SAE_PREFIX = "sae:"
+NO_SAE = "no SAE is served here (the operator adds one: `steerserve serve MODEL --sae NAME=PATH`)"
+_NO_DIRECTION = (
+    "no direction is served here (the operator adds one: `steerserve serve MODEL --direction NAME=PATH`)"
+)
 # What policies may read at one hook point; a request's own rows have their places beside these.
 POLICY_ROWS = 64
 
@@ -102,11 +109,22 @@ class Source:
         found = self.labels.get(ref, ())
         if len(found) == 1:
             return found[0]
+        raise RequestError(f"{self._unknown(ref, found)}", at=at, reason="unknown_feature")
+
+    def _unknown(self, label: str, found: Sequence[int]) -> str:
         if found:
-            message = f"expected a label of exactly one feature, got {ref!r} of features {list(found)[:8]}"
-        else:
-            message = f"expected a feature label of SAE `{self.name}`, got {ref!r}{_hint(ref, self.labels)}"
-        raise RequestError(message, at=at, reason="unknown_feature")
+            return (
+                f"expected a label of exactly one feature, got {label!r} of features "
+                f"{_listed(found)}: name one of them by its index"
+            )
+        if label.strip().isdecimal():
+            return (
+                f"expected `feature` to be an index, which is a number, or a label of SAE `{self.name}`, got "
+                f"the string {label!r}; did you mean {int(label)}, without quotes?"
+            )
+        wanted = f"a feature label of SAE `{self.name}`" if self.labels else "a feature index"
+        why = "" if self.labels else f": SAE `{self.name}` has no labels"
+        return f"expected {wanted}, got {label!r}{why}{_hint(label, self.labels)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +133,8 @@ class Catalog:
 
     `special_tokens` are the token ids that steering leaves alone unless asked. `policy_rows` is how many
     features policies may read at one hook point beside a request's own; `stages` how many pipeline stages
-    share the layers.
+    share the layers. `vocab` is the number of token ids and `max_len` that of positions in a sequence, prompt
+    and reply together; None where there is no model to ask.
     """
 
     sources: dict[str, Source]
@@ -125,6 +144,8 @@ class Catalog:
     max_interventions: int
     policy_rows: int = 0
     stages: int = 1
+    vocab: int | None = None
+    max_len: int | None = None
 
     @property
     def saes(self) -> list[Source]:
@@ -140,6 +161,13 @@ class Catalog:
     def reads_disk(self) -> bool:
         """Whether a plan may need rows that were not read at the start."""
         return any(isinstance(one.body, Sae) and one.body.reader is not None for one in self.sources.values())
+
+    @cached_property
+    def special_mask(self) -> NDArray[np.bool_]:
+        """[the largest special id + 1] which token ids are special."""
+        mask = np.zeros(max(self.special_tokens, default=0) + 1, dtype=np.bool_)
+        mask[list(self.special_tokens)] = True
+        return mask
 
     @cached_property
     def residents(self) -> list[Source]:
@@ -185,12 +213,12 @@ class Catalog:
             if len(names) == 1:
                 return self.saes[0]
             if not names:
-                raise RequestError(
-                    "expected no `feature`: no SAE is served here", at=at, reason="unknown_sae"
-                )
-            raise RequestError(f"expected `sae`, one of {names}", at=(*at, "sae"), reason="unknown_sae")
+                raise RequestError(f"expected no `feature`: {NO_SAE}", at=at, reason="unknown_sae")
+            message = f"expected `sae`, one of {_listed(names)}, which is missing: several are served"
+            raise RequestError(message, at=(*at, "sae"), reason="unknown_sae")
         if SAE_PREFIX + name not in self.sources:
-            message = f"expected `sae` to be one of {names}, got {name!r}{_hint(name, names)}"
+            wanted = f"`sae` to be one of {_listed(names)}" if names else f"no `sae`: {NO_SAE}"
+            message = f"expected {wanted}, got {name!r}{_hint(name, names)}"
             raise RequestError(message, at=(*at, "sae"), reason="unknown_sae")
         return self.sources[SAE_PREFIX + name]
 
@@ -201,7 +229,10 @@ class Catalog:
         """
         if DIRECTION_PREFIX + name not in self.sources:
             names = [source.name for source in self.directions]
-            message = f"expected `direction` to be one of {names}, got {name!r}{_hint(name, names)}"
+            wanted = (
+                f"`direction` to be one of {_listed(names)}" if names else f"no `direction`: {_NO_DIRECTION}"
+            )
+            message = f"expected {wanted}, got {name!r}{_hint(name, names)}"
             raise RequestError(message, at=(*at, "direction"), reason="unknown_direction")
         return self.sources[DIRECTION_PREFIX + name]
 
@@ -213,6 +244,8 @@ def build_catalog(
     d_model: int,
     special_tokens: Iterable[int] = (),
     stages: int = 1,
+    vocab: int | None = None,
+    max_len: int | None = None,
 ) -> Catalog:
     """Open every SAE and direction of the configuration and check it against the model's shape.
 
@@ -221,6 +254,8 @@ def build_catalog(
         d_model: width of its residual stream.
         special_tokens: ids that steering leaves alone by default.
         stages: pipeline stages of the engine.
+        vocab: how many token ids there are.
+        max_len: the most tokens of a sequence, prompt and reply together.
     Raises: ConfigError or CheckpointError naming the entry that cannot be served.
     """
     sources: dict[str, Source] = {}
@@ -256,7 +291,8 @@ def build_catalog(
         sources[source.key] = source
     policy_rows = POLICY_ROWS if config.policies is not None else 0
     special = frozenset(special_tokens)
-    return Catalog(sources, n_layers, d_model, special, config.max_interventions, policy_rows, stages)
+    limits = (config.max_interventions, policy_rows, stages, vocab, max_len)
+    return Catalog(sources, n_layers, d_model, special, *limits)
 
 
 def check_served(name: str, sae: Sae, *, resident: bool) -> None:
@@ -290,6 +326,14 @@ def _labels(sae: Sae) -> dict[str, tuple[int, ...]]:
     for label in sae.manifest.labels if sae.manifest else ():
         found.setdefault(label.label, []).append(label.feature)
     return {label: tuple(features) for label, features in found.items()}
+
+
+_MOST_LISTED = 16
+
+
+def _listed(names: Sequence[object]) -> str:
+    more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
+    return ", ".join(repr(name) for name in names[:_MOST_LISTED]) + more
 
 
 def _hint(got: str, known: Iterable[str]) -> str:

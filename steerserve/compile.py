@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations
 from math import inf
 
 from .catalog import Catalog, Source
 from .errors import RequestError
 from .layout import MAX_BITS, Bits, reading_places
 from .plan import Plan, build_plan
+from .reach import meeting
 from .row import Gate, Origin, Row
-from .spec import Condition, Intervention, SteeringSpec, Where
+from .spec import MAX_VALUE, Condition, Intervention, SteeringSpec, Where
+from .unmatched import check_where
 from .window import Window
 
-__all__ = ["check_rows", "compile_observation", "compile_plan", "compile_row"]
+__all__ = ["check_apart", "check_rows", "compile_observation", "compile_plan", "compile_row"]
 
 
 def compile_plan(spec: SteeringSpec, catalog: Catalog) -> Plan:
@@ -24,16 +27,12 @@ def compile_plan(spec: SteeringSpec, catalog: Catalog) -> Plan:
     if len(spec.interventions) > catalog.max_interventions:
         message = f"expected at most {catalog.max_interventions} interventions, got {len(spec.interventions)}"
         raise RequestError(message, at=("steering", "interventions"), reason="too_many")
-    rows: list[Row] = []
-    places: dict[tuple[str, int], int] = {}
-    for index, intervention in enumerate(spec.interventions):
-        at = ("steering", "interventions", index)
-        row = compile_row(intervention, catalog, at, Origin(index))
-        first = places.setdefault((row.source, row.feature), index) if row.applies else index
-        if first != index:
-            message = f"expected each feature once, got the one of interventions[{first}] again"
-            raise RequestError(message, at=at, reason="duplicate")
-        rows.append(row)
+    root = ("steering", "interventions")
+    rows = [
+        compile_row(intervention, catalog, (*root, index), Origin(index))
+        for index, intervention in enumerate(spec.interventions)
+    ]
+    check_apart(rows, catalog, root)
     check_rows(rows, catalog, catalog.features_per_request)
     drop = spec.error == "drop"
     if drop:
@@ -46,8 +45,7 @@ def compile_row(intervention: Intervention, catalog: Catalog, at: Sequence[str |
 
     Raises: RequestError naming the field that cannot be honoured exactly.
     """
-    window = Window.of(intervention.where)
-    _check_special(window, catalog, (*at, "where", "tokens"))
+    window = _window(intervention.where, catalog, (*at, "where"))
     if intervention.then == "abort":
         gates = _ordered(_gate(c, None, catalog, (*at, "when")) for c in intervention.conditions)
         last = max(gates, key=lambda gate: gate.point)
@@ -62,7 +60,7 @@ def compile_row(intervention: Intervention, catalog: Catalog, at: Sequence[str |
         feature = source.feature(intervention.feature, (*at, "feature"))
     value = intervention.value or 0.0
     if intervention.unit == "max":
-        value *= _maximum(source, feature, (*at, "unit"))
+        value = _of_maximum(value, source, feature, at)
     assert intervention.op is not None
     edit = _EDITS[intervention.op](value)
     found = [_gate(c, source, catalog, (*at, "when")) for c in intervention.conditions]
@@ -82,8 +80,7 @@ def compile_observation(
     Raises: RequestError naming the field that cannot be honoured exactly.
     """
     source, feature = place
-    window = Window.of(where)
-    _check_special(window, catalog, (*at, "where", "tokens"))
+    window = _window(where, catalog, (*at, "where"))
     gates = _ordered(_gate(c, source, catalog, (*at, "when")) for c in when)
     edit = _EDITS["clamp"](above)
     spot = (source.point.index, source.key, feature)
@@ -96,12 +93,26 @@ def _ordered(gates: Iterable[Gate]) -> tuple[Gate, ...]:
     )
 
 
-def _maximum(source: Source, feature: int, at: Sequence[str | int]) -> float:
+def _of_maximum(value: float, source: Source, feature: int, at: Sequence[str | int]) -> float:
+    """Multiples of a feature's recorded maximum, in raw units, where a value has its bounds."""
     known = source.max_activation(feature)
     if known is None:
-        message = f'expected `unit` "raw": `{source.name}` has no recorded maximum activations'
-        raise RequestError(message, at=at, reason="unsupported")
-    return known
+        message = f'expected `unit` "raw": `{source.name}` has no recorded maximum activations, got "max"'
+        raise RequestError(message, at=(*at, "unit"), reason="unsupported")
+    if not 0 < known < inf:
+        message = (
+            f'expected `unit` "raw": the recorded maximum activation of this feature is {known:g}, of which '
+            'there are no multiples, got "max"'
+        )
+        raise RequestError(message, at=(*at, "unit"), reason="unsupported")
+    raw = value * known
+    if not -MAX_VALUE <= raw <= MAX_VALUE:
+        message = (
+            f"expected `value` from {-MAX_VALUE / known:g} to {MAX_VALUE / known:g}, so that times the "
+            f"feature's recorded maximum of {known:g} it lies within ±{MAX_VALUE:g} raw units, got {value:g}"
+        )
+        raise RequestError(message, at=(*at, "value"), reason="out_of_range")
+    return raw
 
 
 # op → (a, c, lo, hi) of f' = min(max(a·f + c, lo), hi)
@@ -133,11 +144,43 @@ def _gate(condition: Condition, own: Source | None, catalog: Catalog, at: Sequen
     return Gate(source.key, feature, above, below, source.point.index)
 
 
-def _check_special(window: Window, catalog: Catalog, at: Sequence[str | int]) -> None:
+def _window(where: Where, catalog: Catalog, at: Sequence[str | int]) -> Window:
+    window = Window.of(where)
     special = sorted(set(window.tokens) & catalog.special_tokens)
     if special and not window.special_tokens:
         message = f"expected `special_tokens: true` beside the special token {special[0]}"
-        raise RequestError(message, at=at, reason="malformed")
+        raise RequestError(message, at=(*at, "tokens"), reason="malformed")
+    check_where(where, catalog, at)
+    return window
+
+
+def check_apart(rows: Sequence[Row], catalog: Catalog, root: Sequence[str | int]) -> None:
+    """Refuse rows that would change one feature at one token.
+
+    Args: root: where their entries stand; `row.origin.index` is their place in it.
+    Raises: RequestError naming the later of two.
+    """
+    changes: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        if row.applies:
+            changes.setdefault((row.source, row.feature), []).append(row)
+    for of_one in changes.values():
+        # More rows that are apart than a token's mask has bits are refused for that.
+        for first, second in combinations(of_one[: MAX_BITS + 1], 2):
+            _check_pair(first, second, catalog, root)
+
+
+def _check_pair(first: Row, second: Row, catalog: Catalog, root: Sequence[str | int]) -> None:
+    place = meeting(first.window, second.window, catalog.special_tokens, catalog.max_len)
+    if place is None:
+        return
+    message = (
+        f"expected each feature once at each token, got the one of interventions[{first.origin.index}] "
+        f"again: both change it at {place}"
+    )
+    if {first.window.phase, second.window.phase} == {"prompt", "generation"}:
+        message += ', which is in both phases (`stop: -1` leaves it out of "prompt")'
+    raise RequestError(message, at=(*root, second.origin.index), reason="duplicate")
 
 
 def check_rows(rows: Sequence[Row], catalog: Catalog, limit: int) -> None:

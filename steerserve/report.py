@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from .catalog import Catalog, Source
+from .errors import json_path
 from .plan import Plan
 from .spec import Intervention, SteeringSpec
 
@@ -15,6 +17,7 @@ __all__ = ["Collected", "Counts", "Reporter", "TicketTally", "is_incomplete", "m
 
 # A row's number in its plan.
 RowKey = int
+_NONE: Mapping[int, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,7 @@ class Reporter:
         tally: TicketTally | None,
         *,
         admitted: int = 1,
+        unmatched: Mapping[int, int] = _NONE,
         policies: Sequence[Mapping[str, Any]] = (),
     ) -> dict[str, Any]:
         """The `steering` object of a reply.
@@ -175,21 +179,24 @@ class Reporter:
         Args:
             tally: what the workers counted; None if they did not answer in time.
             admitted: engine requests that took the plan, which the tally must not fall short of.
+            unmatched: by intervention, how many of these its window cannot match.
             policies: what the policies that applied did.
         Returns: plain JSON values; `incomplete` is there, and true, only where counts are missing, or are
-            not those of the reply alone.
+            not those of the reply alone; `warnings` only where a window matched nothing.
         """
         found = tally or TicketTally()
         own = {row.origin.index: number for number, row in enumerate(plan.rows) if not row.origin.policy}
+        counted = [found.rows.get(own[index], Counts()) for index in range(len(spec.interventions))]
         entries = [
-            self._entry(intervention, found.rows.get(own[index], Counts()))
-            for index, intervention in enumerate(spec.interventions)
+            self._entry(intervention, counts)
+            for intervention, counts in zip(spec.interventions, counted, strict=True)
         ]
         body: dict[str, Any] = {"digest": plan.digest, "policies": list(policies), "interventions": entries}
         body["requests"] = found.requests
         if is_incomplete(tally, admitted):
             body["incomplete"] = True
-        return body
+        warnings = list(_warnings(spec, counted, unmatched, found.requests, admitted))
+        return body | ({"warnings": warnings} if warnings else {})
 
     def _entry(self, intervention: Intervention, counts: Counts) -> dict[str, Any]:
         if intervention.then == "abort":
@@ -222,6 +229,22 @@ class Reporter:
 def is_incomplete(tally: TicketTally | None, admitted: int) -> bool:
     """Whether counts are missing, or are not those of the reply alone. Args: as `Reporter.report`."""
     return tally is None or tally.requests < admitted or not tally.is_exact
+
+
+def _warnings(
+    spec: SteeringSpec, counted: Sequence[Counts], unmatched: Mapping[int, int], requests: int, admitted: int
+) -> Iterator[str]:
+    """Windows that matched no token of this request, or of some of its prompts."""
+    for index, (intervention, counts) in enumerate(zip(spec.interventions, counted, strict=True)):
+        missed = unmatched.get(index, 0)
+        waits = intervention.then == "abort" or intervention.conditions or intervention.only_if_active
+        if not waits and requests >= admitted and counts.tokens + counts.from_cache == 0:
+            missed = admitted
+        if missed:
+            of = "this request" if missed >= admitted else f"each of {admitted} prompts"
+            got = "none" if missed >= admitted else f"none of {missed} of them"
+            at = json_path(("steering", "interventions", index, "where"))
+            yield f"expected a window that includes some token of {of}, got {got} - at {at}"
 
 
 def _first_labels(source: Source) -> dict[int, str]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Collection
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import RequestError
+from .hints import hint_for
 
 __all__ = [
     "EVERYWHERE",
@@ -21,6 +22,7 @@ __all__ = [
     "SteeringSpec",
     "Where",
     "first_problem",
+    "kind_of",
     "parse_spec",
     "parse_spec_json",
 ]
@@ -31,8 +33,10 @@ Phase = Literal["all", "prompt", "generation"]
 MAX_JSON_CHARS = 262_144
 MAX_SELECTORS = 4096
 
-# A clamp far outside float32's useful range would overflow in the sum over rows: bound it here, once.
-Value = Annotated[float, Field(ge=-1e6, le=1e6)]
+# A clamp far outside float32's useful range would overflow in the sum over rows. The bound is in raw units:
+# what is given in multiples of a feature's maximum meets it again once that is known.
+MAX_VALUE = 1e6
+Value = Annotated[float, Field(ge=-MAX_VALUE, le=MAX_VALUE)]
 Position = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 FeatureRef = Annotated[int, Field(ge=0, lt=2**31)] | Annotated[str, Field(min_length=1, max_length=256)]
@@ -54,7 +58,7 @@ class Condition(_Strict):
     @model_validator(mode="after")
     def _has_a_bound(self) -> Condition:
         if self.above is None and self.below is None:
-            raise ValueError("expected `above` or `below`")
+            raise ValueError("expected `above` or `below`, a bound on the feature, got neither")
         if self.above is not None and self.below is not None and self.above >= self.below:
             raise ValueError(f"expected `above` < `below`, got {self.above} and {self.below}")
         return self
@@ -103,17 +107,18 @@ class Intervention(_Strict):
             self._ends_the_request()
             return self
         if self.op is None:
-            raise ValueError("expected `op`, which is missing")
+            raise ValueError(f"expected `op`, one of {', '.join(get_args(Op))}, which is missing")
         if self.latch and not (self.conditions or self.only_if_active):
             raise ValueError("expected `when` beside `latch`, which waits for a condition")
         if (self.feature is None) == (self.direction is None):
-            raise ValueError("expected exactly one of `feature` and `direction`")
+            got = "neither" if self.feature is None else "both"
+            raise ValueError(f"expected exactly one of `feature` and `direction`, got {got}")
         if self.direction is not None and self.sae is not None:
             raise ValueError("expected no `sae` beside `direction`")
         if self.op == "ablate" and self.value is not None:
             raise ValueError(f"expected no `value` for op `ablate`, got {self.value}")
         if self.op != "ablate" and self.value is None:
-            raise ValueError(f"expected a `value` for op `{self.op}`")
+            raise ValueError(f"expected a `value` for op `{self.op}`, which is missing")
         if self.unit == "max" and self.op in ("scale", "ablate"):
             raise ValueError(f'expected `unit` "raw" for op `{self.op}`, whose value is not an activation')
         return self
@@ -147,7 +152,9 @@ def parse_spec(value: object) -> SteeringSpec:
     Raises: RequestError naming the first offending field.
     """
     if not isinstance(value, dict):
-        raise RequestError(f"expected `steering` to be an object, got {_kind(value)}")
+        raise RequestError(
+            f'expected `steering` to be an object {{"interventions": […]}}, got {kind_of(value)}'
+        )
     try:
         return SteeringSpec.model_validate(value)
     except ValidationError as error:
@@ -179,7 +186,8 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return seen
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """What a JSON value is, for a message: "an object", "a list", …"""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
 
@@ -191,10 +199,16 @@ _EXPECTED: dict[str, Callable[[str, dict[str, Any]], str]] = {
     "finite_number": lambda name, _: f"expected `{name}` to be finite",
     "float_type": lambda name, _: f"expected `{name}` to be a number",
     "int_type": lambda name, _: f"expected `{name}` to be a whole number",
+    "int_from_float": lambda name, _: f"expected `{name}` to be a whole number",
+    "int_parsing_size": lambda name, _: f"expected `{name}` to be a whole number of a usual size",
     "bool_type": lambda name, _: f"expected `{name}` to be a boolean",
     "string_type": lambda name, _: f"expected `{name}` to be a string",
+    "string_unicode": lambda name, _: f"expected `{name}` to be a string of valid Unicode",
+    "string_too_long": lambda name, ctx: f"expected `{name}` of at most {ctx['max_length']} characters",
+    "string_too_short": lambda name, _: f"expected `{name}` not to be empty",
     "list_type": lambda name, _: f"expected `{name}` to be a list",
     "model_type": lambda name, _: f"expected `{name}` to be an object",
+    "invalid_key": lambda name, _: "expected keys that are strings",
     "literal_error": lambda name, ctx: f"expected `{name}` to be one of {ctx['expected']}",
     "too_long": lambda name, ctx: f"expected `{name}` of at most {ctx['max_length']} entries",
     "too_short": lambda name, ctx: f"expected `{name}` of at least {ctx['min_length']} entries",
@@ -202,6 +216,10 @@ _EXPECTED: dict[str, Callable[[str, dict[str, Any]], str]] = {
     "less_than_equal": lambda name, ctx: f"expected `{name}` <= {ctx['le']:g}",
     "less_than": lambda name, ctx: f"expected `{name}` < {ctx['lt']:g}",
 }
+
+
+# Of a union all members complain; and a key that is not known is often the one that is missing.
+_TELLS = {"extra_forbidden": 2, "model_type": 0, "list_type": 0, "string_type": 0}
 
 
 def first_problem(
@@ -215,7 +233,7 @@ def first_problem(
     """
     known = _FIELDS if fields is None else fields
     problems = error.errors(include_url=False, include_context=True)
-    problem = max(problems, key=lambda item: item["type"] not in ("model_type", "list_type", "string_type"))
+    problem = max(problems, key=lambda item: _TELLS.get(item["type"], 1))
     path = [part for part in problem["loc"] if isinstance(part, int) or part in known]
     if problem["loc"] and problem["type"] == "extra_forbidden":
         path = [*(part for part in problem["loc"][:-1] if isinstance(part, int) or part in known)]
@@ -230,15 +248,29 @@ def first_problem(
         wanted = "expected `feature` to be an index or a label"
     else:
         say = _EXPECTED.get(problem["type"])
-        wanted = say(shown, problem.get("ctx", {})) if say else f"`{shown}`: {problem['msg']}"
+        wanted = say(shown, problem.get("ctx", {})) if say else _plainly(shown, problem["msg"])
     if problem["type"] == "missing":
         return RequestError(wanted, at=(*root, *path))
-    return RequestError(f"{wanted}, got {_show(problem['input'])}", at=(*root, *path))
+    hint = hint_for(path, _top(known)) if problem["type"] == "extra_forbidden" else ""
+    return RequestError(f"{wanted}, got {_show(problem['input'])}{hint}", at=(*root, *path))
+
+
+def _top(fields: Collection[str]) -> Collection[str]:
+    """The fields at the top of a document: those of a request, or those of no entry of one."""
+    if fields is _FIELDS:
+        return SteeringSpec.model_fields
+    inside = (Intervention, Where, Condition)
+    return [name for name in fields if not any(name in model.model_fields for model in inside)]
+
+
+def _plainly(name: str, message: str) -> str:
+    """Of a pydantic error that has no words of its own here."""
+    return f"expected a valid `{name}` ({message[:1].lower()}{message[1:]})"
 
 
 def _show(value: object) -> str:
     if isinstance(value, dict | list):
-        return _kind(value) + f" of {len(value)}"
+        return kind_of(value) + f" of {len(value)}"
     text = json.dumps(value, default=str) if not isinstance(value, float) else repr(value)
     return text if len(text) <= 64 else text[:61] + "..."
 

@@ -31,11 +31,11 @@ class Batch:
     """
 
     slot: Int32
-    special_ok: Int64
     piece_at: Int64
     piece_start: Int64
     piece_base: Int64
     piece_eligible: Int64
+    piece_special: Int64
     named_at: Int64
     named_id: Int64
     named_include: Int64
@@ -56,11 +56,11 @@ class Batch:
 
         return cls(
             slot=np.array(slots, dtype=np.int32),
-            special_ok=np.array([-1 if s is None else s.special_ok for s in selectors], dtype=np.int64),
             piece_at=offsets("starts"),
             piece_start=laid("starts"),
             piece_base=laid("base"),
             piece_eligible=laid("eligible"),
+            piece_special=laid("special_ok"),
             named_at=offsets("token_ids"),
             named_id=laid("token_ids"),
             named_include=laid("token_include"),
@@ -102,11 +102,11 @@ class TokenMap:
         """
         self.count = _fill(
             batch.slot,
-            batch.special_ok,
             batch.piece_at,
             batch.piece_start,
             batch.piece_base,
             batch.piece_eligible,
+            batch.piece_special,
             batch.named_at,
             batch.named_id,
             batch.named_include,
@@ -138,11 +138,11 @@ _SIGNATURE = (
 @numba.njit(_SIGNATURE, nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def _fill(
     slot: Any,
-    special_ok: Any,
     piece_at: Any,
     piece_start: Any,
     piece_base: Any,
     piece_eligible: Any,
+    piece_special: Any,
     named_at: Any,
     named_id: Any,
     named_include: Any,
@@ -173,7 +173,7 @@ def _fill(
                     if named_id[k] == token:
                         mask = (mask | (named_include[k] & piece_eligible[piece])) & ~named_exclude[k]
                 if 0 <= token < special.shape[0] and special[token]:
-                    mask &= special_ok[r]
+                    mask &= piece_special[piece]
                 if mask != 0:
                     out_index[found] = first + i
                     out_slot[found] = slot[r]

@@ -3,6 +3,9 @@
 A window is written relative to the prompt; a `Selector` is the same thing for a prompt of known length, as
 bits: bit i of a mask says that row i of the plan applies. It depends on a token's position and id alone,
 never on how the scheduler cut the prompt into chunks.
+
+Special tokens are left alone unless a window asks for them, but for one: the prompt's last token, from whose
+position the first token of the reply is sampled. Generation begins there, whatever a chat template ends in.
 """
 
 from __future__ import annotations
@@ -81,6 +84,17 @@ class Window:
             return 0, prompt_len
         return (prompt_len - 1 if self.phase == "generation" else 0), END
 
+    @property
+    def is_whole_phase(self) -> bool:
+        """Whether it includes all of its phase, whatever the tokens are."""
+        placed = self.start is not None or self.stop is not None or self.positions or self.tokens
+        return not (placed or self.exclude_positions or self.exclude_tokens)
+
+    @property
+    def generates(self) -> bool:
+        """Whether the position that samples the first token is the phase's, be its token special or not."""
+        return self.phase != "prompt"
+
     def included(self, prompt_len: int) -> list[tuple[int, int]]:
         """Half-open ranges that are included by position, not yet cut to the phase."""
         low, high = self.phase_span(prompt_len)
@@ -101,17 +115,17 @@ class Selector:
 
     `starts` [n] are positions at which anything changes, ascending from 0; from `starts[i]` on, `base[i]`
     holds the rows that are included by position and `eligible[i]` those that a listed token would include.
-    `token_ids` [m] ascending are the tokens that rows name, with the rows that each one includes and
-    excludes. `special_ok` are the rows that touch special tokens.
+    `special_ok[i]` holds the rows that touch special tokens there. `token_ids` [m] ascending are the tokens
+    that rows name, with the rows that each one includes and excludes.
     """
 
     starts: Int64
     base: Int64
     eligible: Int64
+    special_ok: Int64
     token_ids: Int64
     token_include: Int64
     token_exclude: Int64
-    special_ok: int
 
     def masks(self, first: int, token_ids: Int64, special: NDArray[np.bool_]) -> Int64:
         """Row masks of consecutive tokens.
@@ -129,9 +143,10 @@ class Selector:
             named = self.token_ids[found] == token_ids
             masks = masks | np.where(named, self.token_include[found] & self.eligible[at], 0)
             masks = masks & ~np.where(named, self.token_exclude[found], 0)
-        if self.special_ok != _ALL_BITS:
+        if (self.special_ok != _ALL_BITS).any():
             known = np.clip(token_ids, 0, len(special) - 1)
-            masks = np.where(special[known] & (token_ids < len(special)), masks & self.special_ok, masks)
+            is_special = special[known] & (token_ids < len(special))
+            masks = np.where(is_special, masks & self.special_ok[at], masks)
         return masks
 
 
@@ -141,6 +156,8 @@ def resolve(windows: Sequence[Window], prompt_len: int) -> Selector:
     included = [window.included(prompt_len) for window in windows]
     excluded = [[(at, at + 1) for at in _from_end(w.exclude_positions, prompt_len)] for w in windows]
     edges = {0}
+    if not all(window.special_tokens for window in windows):
+        edges |= {prompt_len - 1, prompt_len}
     for span, inside, outside in zip(spans, included, excluded, strict=True):
         edges.update(max(0, edge) for pair in (span, *inside, *outside) for edge in pair)
     starts = np.array(sorted(edges), dtype=np.int64)
@@ -159,17 +176,21 @@ def resolve(windows: Sequence[Window], prompt_len: int) -> Selector:
         starts=starts,
         base=base.view(np.int64),
         eligible=eligible.view(np.int64),
+        special_ok=np.where(starts == prompt_len - 1, *_special_ok(windows)),
         token_ids=np.array(named, dtype=np.int64),
         token_include=_bits([[token in w.tokens for w in windows] for token in named]),
         token_exclude=_bits([[token in w.exclude_tokens for w in windows] for token in named]),
-        special_ok=_special_ok(windows),
     )
 
 
-def _special_ok(windows: Sequence[Window]) -> int:
+def _special_ok(windows: Sequence[Window]) -> tuple[int, int]:
+    """The rows that touch special tokens: at the end of the prompt, and elsewhere."""
     if all(window.special_tokens for window in windows):
-        return _ALL_BITS
-    return int(_bits([[window.special_tokens for window in windows]])[0])
+        return _ALL_BITS, _ALL_BITS
+    at_end, elsewhere = _bits(
+        [[w.special_tokens or w.generates for w in windows], [w.special_tokens for w in windows]]
+    ).tolist()
+    return at_end, elsewhere
 
 
 def _bits(table: Sequence[Sequence[bool]]) -> Int64:

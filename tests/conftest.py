@@ -56,6 +56,7 @@ class Scheduling(LoadScopeScheduling):
         return "engines" if file.split("/")[1] in STARTING else file
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
     """Hand out tests as they are ordered below."""
     config.option.loadscopereorder = False

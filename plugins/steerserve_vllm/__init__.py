@@ -21,7 +21,7 @@ def register() -> None:
         return
     from steerserve.errors import IncompatibleError
 
-    from . import admission, driver, ending, prefix_cache, runner_v1, seams, worker
+    from . import admission, driver, ending, prefix_cache, runner_v1, seams, seeds, worker
 
     driver.follow_driver()
     _registered = True
@@ -33,5 +33,6 @@ def register() -> None:
     admission.install()
     prefix_cache.install()
     runner_v1.install()
+    seeds.install()
     ending.install()
     worker.install()

@@ -16,20 +16,21 @@ from vllm.sampling_params import SamplingParams
 
 from steerserve import compiling
 from steerserve.carried import CARRIED, Carried
-from steerserve.catalog import Catalog
+from steerserve.catalog import NO_SAE, Catalog
 from steerserve.compile import compile_plan
 from steerserve.errors import RequestError, RouteError
 from steerserve.metrics import count_rejection, observe_admission
 from steerserve.plan import Plan
 from steerserve.policy.enforcement import Caller, Enforcement, Merged
 from steerserve.spec import SteeringSpec, parse_spec, parse_spec_json
+from steerserve.unmatched import unmatched_in
 
 from . import front_end
 from .seams import wrap
 from .setup import catalog_for, check_engine, config_for, enforcement_for
 from .unread import check_params, check_prompt
 
-__all__ = ["PLAN_KEY", "SPEC_KEY", "TICKET_KEY", "install", "plan_of"]
+__all__ = ["PLAN_KEY", "SPEC_KEY", "TICKET_KEY", "ends_special", "install", "plan_of"]
 
 # Keys of `SamplingParams.extra_args`: what a client may set, and what only admission sets.
 SPEC_KEY = "steering"
@@ -53,6 +54,11 @@ def plan_of(sampling_params: SamplingParams | None) -> tuple[list[Any], str] | N
         return None
     admitted = sampling_params.extra_args.get(PLAN_KEY)
     return None if admitted is None else (admitted["plan"], admitted["ticket"])
+
+
+def ends_special(sampling_params: SamplingParams) -> bool:
+    """Whether the prompt of an admitted request ends in a special token."""
+    return bool((sampling_params.extra_args or {})[PLAN_KEY]["ends_special"])
 
 
 def _wrap_init(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -136,10 +142,14 @@ def _wrap_process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
             else:
                 count_rejection(error.reason)
             raise VLLMValidationError(str(error), parameter=error.param) from error
-        _put(request.sampling_params, extra, merged.plan, ticket)
+        ids, catalog = request.prompt_token_ids, getattr(self, _CATALOG)
+        at_special = ids[-1] in catalog.special_tokens
+        _put(request.sampling_params, extra, merged.plan, ticket, ends_special=at_special)
         if carried is not None:
             carried.admitted += 1
             carried.merged = merged
+            max_tokens = request.sampling_params.max_tokens
+            carried.unmatched.update(unmatched_in(merged.plan, ids, max_tokens, catalog))
         observe_admission(merged.plan, spent)
         return request
 
@@ -149,9 +159,12 @@ def _wrap_process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
 _OURS = {SPEC_KEY, TICKET_KEY, PLAN_KEY}
 
 
-def _put(params: SamplingParams, extra: dict[str, Any], plan: Plan, ticket: str) -> None:
+def _put(
+    params: SamplingParams, extra: dict[str, Any], plan: Plan, ticket: str, *, ends_special: bool
+) -> None:
     kept = {key: value for key, value in extra.items() if key not in _OURS}
-    params.extra_args = {**kept, PLAN_KEY: {"plan": plan.wire, "ticket": ticket}}
+    admitted = {"plan": plan.wire, "ticket": ticket, "ends_special": ends_special}
+    params.extra_args = {**kept, PLAN_KEY: admitted}
     if plan.needs_history:
         params.skip_reading_prefix_cache = True
 
@@ -182,7 +195,7 @@ def _own(
     if not in_body and SPEC_KEY not in extra:
         return None, ""
     if catalog is None:
-        raise RouteError("expected no `steering`: no SAE is served here", reason="not_configured")
+        raise RouteError(f"expected no `steering`: {NO_SAE}", reason="not_configured")
     if in_body and SPEC_KEY in extra:
         raise RequestError("expected `steering` once, got it in the body and in `vllm_xargs`")
     if in_body and carried is not None:

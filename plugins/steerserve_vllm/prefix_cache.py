@@ -2,7 +2,9 @@
 
 A block's key takes the plan's digest and the row masks of its tokens, if any is set. Blocks before the first
 touched position, and prompts that no row touches, keep vLLM's own keys and are shared with unsteered
-requests."""
+requests. A special token that ends the prompt is steered where the same token within a longer prompt is not,
+so the block that holds it is the prompt's own.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ import numpy as np
 from steerserve.plan import Plan
 from steerserve.window import Selector
 
-from .admission import plan_of
+from .admission import ends_special, plan_of
 from .seams import wrap
 
 __all__ = ["install"]
@@ -54,4 +56,13 @@ def _steering_key(request: Any, wire: list[Any], start: int, end: int) -> tuple[
     masks = selector.masks(start, tokens, _NONE_SPECIAL)
     if not masks.any():
         return None
-    return "steerserve", f"{wire[0]}:{masks.tobytes().hex()}"
+    return "steerserve", f"{wire[0]}:{masks.tobytes().hex()}{_end(request, selector, start, end)}"
+
+
+def _end(request: Any, selector: Selector, start: int, end: int) -> str:
+    """What a special token that ends the prompt has of the rows; empty where the block has none."""
+    last = request.num_prompt_tokens - 1
+    if not (start <= last < end and ends_special(request.sampling_params)):
+        return ""
+    piece = int(np.searchsorted(selector.starts, last, side="right")) - 1
+    return f":{int(selector.special_ok[piece]):x}"

@@ -17,8 +17,8 @@ from steerserve.server.routing import CARRYING
 
 __all__ = ["catalog_for", "check_engine", "config_for", "enforcement_for", "harvest_points"]
 
-_enforcements: dict[tuple[str, str], Enforcement] = {}
-_catalogs: dict[tuple[str, str], Catalog] = {}
+_enforcements: dict[tuple[object, ...], Enforcement] = {}
+_catalogs: dict[tuple[object, ...], Catalog] = {}
 # Two threads that start at once shall not open, and later watch and audit, everything twice.
 _opening = threading.RLock()
 
@@ -37,7 +37,7 @@ def catalog_for(vllm_config: Any) -> Catalog | None:
     if config is None:
         return None
     model = vllm_config.model_config
-    key = (model.model, config.model_dump_json())
+    key = _key(vllm_config, config)
     with _opening:
         if key not in _catalogs:
             _catalogs[key] = build_catalog(
@@ -46,8 +46,19 @@ def catalog_for(vllm_config: Any) -> Catalog | None:
                 d_model=model.get_hidden_size(),
                 special_tokens=_special_tokens(model),
                 stages=vllm_config.parallel_config.pipeline_parallel_size,
+                vocab=model.get_vocab_size(),
+                max_len=model.max_model_len,
             )
         return _catalogs[key]
+
+
+def _key(vllm_config: Any, config: SteerserveConfig) -> tuple[object, ...]:
+    """What a catalog depends on: engines of one process may differ in it.
+
+    The length is the one that was asked for: what vLLM makes of it may shrink while it starts.
+    """
+    model, stages = vllm_config.model_config, vllm_config.parallel_config.pipeline_parallel_size
+    return model.model, config.model_dump_json(), stages, model.original_max_model_len
 
 
 def enforcement_for(vllm_config: Any) -> Enforcement | None:
@@ -58,7 +69,7 @@ def enforcement_for(vllm_config: Any) -> Enforcement | None:
     config, catalog = config_for(vllm_config), catalog_for(vllm_config)
     if config is None or catalog is None or config.policies is None:
         return None
-    key = (vllm_config.model_config.model, config.model_dump_json())
+    key = _key(vllm_config, config)
     with _opening:
         if key not in _enforcements:
             _enforcements[key] = Enforcement(config.policies, catalog, CARRYING)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, product
 
 from steerserve.catalog import Catalog, Source
-from steerserve.compile import check_rows, compile_observation, compile_row
+from steerserve.compile import check_apart, check_rows, compile_observation, compile_row
 from steerserve.errors import PolicyError, RequestError
+from steerserve.reach import Place, meeting
 from steerserve.row import Effect, Origin, Row
 from steerserve.sae import Sae
 
@@ -29,9 +30,13 @@ class CompiledPolicy:
     rows: tuple[Row, ...]
 
     @cached_property
-    def applied(self) -> dict[tuple[str, int], Row]:
-        """The rows that change the stream, by what they change."""
-        return {(row.source, row.feature): row for row in self.rows if row.applies}
+    def applied(self) -> dict[tuple[str, int], list[Row]]:
+        """The rows that change the stream, by what they change: several, where their windows are apart."""
+        found: dict[tuple[str, int], list[Row]] = {}
+        for row in self.rows:
+            if row.applies:
+                found.setdefault((row.source, row.feature), []).append(row)
+        return found
 
 
 def check_policies(
@@ -59,7 +64,7 @@ def compile_policies(policies: Sequence[Policy], catalog: Catalog) -> dict[str, 
         feature in different ways, or if all of them together do not fit beside a request's own rows.
     """
     found = {p.name: CompiledPolicy(p, tuple(_rows(p, catalog))) for p in policies if p.mode != "off"}
-    _check_agreement(found)
+    _check_agreement(found, catalog)
     rows = distinct(row for one in found.values() for row in one.rows)
     try:
         check_rows(rows, catalog, catalog.policy_rows)
@@ -72,21 +77,19 @@ def distinct(rows: Iterable[Row]) -> list[Row]:
     """What policies agree on is applied once; what they watch is counted for each."""
     found: dict[object, Row] = {}
     for row in rows:
-        found.setdefault((row.source, row.feature) if row.applies else (row, row.origin), row)
+        found.setdefault(row if row.applies else (row, row.origin), row)
     return list(found.values())
 
 
 def _rows(policy: Policy, catalog: Catalog) -> Iterable[Row]:
-    first: dict[tuple[str, int], int] = {}
     try:
-        for index, intervention in enumerate(policy.interventions):
-            at = ("interventions", index)
-            row = compile_row(intervention, catalog, at, Origin(index, policy.name))
-            known = first.setdefault((row.source, row.feature), index) if row.applies else index
-            if known != index:
-                message = f"expected each feature once, got the one of interventions[{known}] again"
-                raise RequestError(message, at=at, reason="duplicate")
-            yield _as_enforced(row, policy, catalog, at)
+        asked = [
+            compile_row(intervention, catalog, ("interventions", index), Origin(index, policy.name))
+            for index, intervention in enumerate(policy.interventions)
+        ]
+        check_apart(asked, catalog, ("interventions",))
+        for index, row in enumerate(asked):
+            yield _as_enforced(row, policy, catalog, ("interventions", index))
         for index, watch in enumerate(policy.watch):
             origin = Origin(index, policy.name, watch.name)
             yield _observed(watch, catalog, ("watch", index), origin)
@@ -132,12 +135,21 @@ def _check_holdable(source: Source, row: Row, at: Sequence[str | int]) -> None:
         raise RequestError(message, at=at, reason="unsupported")
 
 
-def _check_agreement(policies: Mapping[str, CompiledPolicy]) -> None:
+def _check_agreement(policies: Mapping[str, CompiledPolicy], catalog: Catalog) -> None:
     for first, second in combinations(policies.values(), 2):
-        for place in first.applied.keys() & second.applied.keys():
-            if first.applied[place] != second.applied[place]:
-                source, feature = place
+        for source, feature in first.applied.keys() & second.applied.keys():
+            pairs = product(first.applied[source, feature], second.applied[source, feature])
+            met = (_met(*pair, catalog) for pair in pairs)
+            if (place := next(filter(None, met), None)) is not None:
                 raise PolicyError(
                     f"policy `{second.policy.name}`: expected a feature that no other policy changes, or "
-                    f"changes in just this way: `{first.policy.name}` changes {source} {feature} otherwise"
+                    f"changes in just this way or at other tokens: `{first.policy.name}` changes {source} "
+                    f"{feature} otherwise at {place}"
                 )
+
+
+def _met(first: Row, second: Row, catalog: Catalog) -> Place | None:
+    """Where two policies would change one feature, each in its way."""
+    if first == second:
+        return None
+    return meeting(first.window, second.window, catalog.special_tokens, catalog.max_len)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from steerserve.report import Counts, TicketTally
@@ -37,8 +38,16 @@ def aborted(merged: Merged, tally: TicketTally | None) -> bool:
 
 
 def tokens_touched(merged: Merged, tally: TicketTally | None) -> int:
-    """Of the row that changed most, how many tokens it changed."""
-    return max((counts.tokens for row, counts in _counted(merged, tally) if row.applies), default=0)
+    """Of the feature that was changed most, at how many tokens it was."""
+    return _most_changed((row, counts) for row, counts in _counted(merged, tally) if row.applies)
+
+
+def _most_changed(counted: Iterable[tuple[Row, Counts]]) -> int:
+    """Rows of one feature are apart: no token is counted by two of them."""
+    tokens: Counter[tuple[str, int]] = Counter()
+    for row, counts in counted:
+        tokens[row.source, row.feature] += counts.tokens
+    return max(tokens.values(), default=0)
 
 
 def _counted(merged: Merged, tally: TicketTally | None) -> Iterator[tuple[Row, Counts]]:
@@ -53,12 +62,11 @@ def _entry(one: CompiledPolicy, merged: Merged, tally: TicketTally | None) -> di
         (row, counts)
         for row, counts in _counted(merged, tally)
         if row.origin.policy == one.policy.name
-        or (row.origin.policy and row.applies and (row.source, row.feature) in one.applied)
+        or (row.origin.policy and row.applies and row in one.applied.get((row.source, row.feature), ()))
     ]
     policy = one.policy
-    changes = [counts for row, counts in own if not row.origin.watch]
     entry: dict[str, Any] = {"name": policy.name, "version": policy.version, "mode": policy.mode}
-    entry["tokens"] = max((counts.tokens for counts in changes), default=0)
+    entry["tokens"] = _most_changed((row, counts) for row, counts in own if not row.origin.watch)
     ends = [counts.since for row, counts in own if row.effect in ("abort", "hold") and counts.since >= 0]
     if ends:
         entry["aborted_at"] = min(ends)

@@ -13,7 +13,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File
 
 from steerserve.errors import RequestError, RouteError
-from steerserve.spec import MAX_JSON_CHARS
+from steerserve.spec import MAX_JSON_CHARS, kind_of
 
 from .free import Shape
 from .json_text import Repeated, parse, parse_named
@@ -150,8 +150,10 @@ def _decoded(text: object, at: Shape) -> object:
     Raises: RequestError if it is none.
     """
     if not isinstance(text, str):
-        kind = "an object" if isinstance(text, dict) else "something else"
-        message = f"expected `{FIELD}` as JSON text here, got {kind}; at the top of the body it is an object"
+        message = (
+            f"expected `{'.'.join(at)}` to be a string of JSON, got {kind_of(text)}: "
+            f"put `{FIELD}` at the top of the body instead, or its JSON text here"
+        )
         raise RequestError(message, at=at)
     if len(text) > MAX_JSON_CHARS:
         message = f"expected `{FIELD}` of at most {MAX_JSON_CHARS} characters, got {len(text)}"

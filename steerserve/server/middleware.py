@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from steerserve import compiling
 from steerserve.access.permission import check_may_steer
 from steerserve.carried import CARRIED, Carried
+from steerserve.catalog import NO_SAE
 from steerserve.compile import compile_plan
 from steerserve.errors import RequestError, RouteError
 from steerserve.metrics import count_rejection, observe_watches
@@ -115,7 +116,7 @@ class SteeringMiddleware:
         """
         check_route(path)
         if self.state.catalog is None:
-            raise RouteError("expected no `steering`: no SAE is served here", reason="not_configured")
+            raise RouteError(f"expected no `steering`: {NO_SAE}", reason="not_configured")
         check_may_steer(carried.principal)
         started = time.perf_counter()
         carried.spec = parse_spec(value)

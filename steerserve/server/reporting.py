@@ -23,5 +23,6 @@ def report_of(carried: Carried, reporter: Reporter, tally: TicketTally | None) -
         carried.merged.plan,
         tally,
         admitted=carried.admitted,
+        unmatched=carried.unmatched,
         policies=policy_entries(carried.merged, tally),
     )

@@ -14,6 +14,7 @@ from vllm.sampling_params import BeamSearchParams, StructuredOutputsParams
 from tests.support.combinations import both_runners, combination
 from tests.support.engine import Engine, random_prompts
 from tests.support.misplaced import SPELLINGS
+from tests.support.models import BOS, EOS, PAD
 
 pytestmark = both_runners()
 
@@ -150,6 +151,25 @@ class TestPrefixCache:
         engine.check(prompt, [second], reply)
         assert reply[0].cached == shared_blocks * BLOCK
 
+    def test_a_special_token_that_ends_a_prompt_is_not_read_as_one_within_a_prompt(
+        self, engine: Engine
+    ) -> None:
+        """It is steered, for the first token is sampled there; within a prompt it is left alone."""
+        engine.llm.reset_prefix_cache()
+        (longer,) = random_prompts(1, [100], seed=14)
+        longer[BLOCK - 1] = EOS
+        prompt = longer[:BLOCK]
+        engine.check([prompt], [[OTHER]], engine.generate([prompt], [[OTHER]]))
+        reply = engine.generate([longer], [[OTHER]])
+        engine.check([longer], [[OTHER]], reply)
+        assert reply[0].cached == 0
+        # What ends in no special token is shared as ever.
+        engine.llm.reset_prefix_cache()
+        prompt = [*longer[: BLOCK - 1], 7]
+        longer = [*prompt, *longer[BLOCK:]]
+        engine.generate([prompt], [[OTHER]])
+        assert engine.generate([longer], [[OTHER]])[0].cached == BLOCK
+
     @pytest.mark.parametrize("follow_up", [_within(CLAMP, phase="generation"), None])
     def test_a_reply_steered_in_generation_is_not_read_as_a_prompt(
         self, engine: Engine, follow_up: Any
@@ -181,7 +201,6 @@ class TestCombinations:
             n=3, seed=1, temperature=1.0, max_tokens=6, logprobs=0, ignore_eos=True,
             extra_args={"steering": json.dumps({"interventions": [CLAMP]}), "steering_ticket": "n3"},
         )  # fmt: skip
-        # All three prompts fit into one step: stock vLLM on CPU dies of a seeded request whose prompt is cut.
         prompt = random_prompts(1, [12], seed=21)[0]
         (output,) = engine.llm.generate([{"prompt_token_ids": prompt}], [params], use_tqdm=False)
         for sample in output.outputs:
@@ -190,6 +209,29 @@ class TestCombinations:
             got = [step[t].logprob for t, step in zip(tokens, sample.logprobs, strict=True)]
             assert got == pytest.approx(expected, abs=1e-3)
         assert engine.collect("n3")["requests"]["n3"] == 3
+
+    @combination("seeds", "chunked prefill")
+    @pytest.mark.parametrize("steering", [None, [CLAMP]], ids=["unsteered", "steered"])
+    def test_a_seeded_request_samples_the_same_however_its_prompt_is_chunked(
+        self, engine: Engine, steering: Any
+    ) -> None:
+        """On the CPU, V1's generators cannot be wound back: stock vLLM ends at a prompt that is cut."""
+        sampled = {"temperature": 1.0, "max_tokens": 4, "seed": 7}
+        (short,) = random_prompts(1, [40], seed=26)
+        engine.llm.reset_prefix_cache()
+        (at_once,) = engine.generate([short], [steering], **sampled)
+        engine.llm.reset_prefix_cache()
+        # Six prompts of 41 tokens, 48 tokens a step: all but the first are cut.
+        replies = engine.generate([short] * 6, [steering] * 6, **sampled)
+        assert [reply.tokens for reply in replies] == [at_once.tokens] * 6
+        (greedy,) = engine.generate([short], [steering], max_tokens=4)
+        assert greedy.tokens != at_once.tokens
+        # Longer than a step: cut even alone, and beside others.
+        long = random_prompts(4, [200], seed=27)
+        together = engine.generate([long[0], *long], [steering] * 5, **sampled)
+        engine.llm.reset_prefix_cache()
+        (alone,) = engine.generate(long[:1], [steering], **sampled)
+        assert [reply.tokens for reply in together[:2]] == [alone.tokens] * 2
 
     @combination("prompt logprobs", "chunked prefill")
     def test_prompt_logprobs_are_those_of_the_steered_model(self, engine: Engine) -> None:
@@ -255,6 +297,92 @@ class TestCombinations:
         engine.generate(prompts[:1], [None])
         slots = engine.collect()["slots"]
         assert slots == {"in_use": 0, "capacity": 16}
+
+
+class TestWindows:
+    TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['content'] }} {% endfor %}<eos>"
+
+    @pytest.mark.parametrize(
+        ("where", "touched"),
+        [
+            # Five tokens are fed back; of the prompt <bos> w5 w6 w7 <eos> the last, and its three words.
+            ({"phase": "generation"}, 1 + 5),
+            ({}, 3 + 1 + 5),
+            ({"phase": "prompt"}, 3),
+            ({"phase": "prompt", "special_tokens": True}, 5),
+            ({"phase": "generation", "exclude_tokens": [EOS]}, 5),
+        ],
+    )
+    def test_generation_begins_where_the_first_token_is_sampled_whatever_the_chat_template_ends_in(
+        self, engine: Engine, where: dict[str, Any], touched: int
+    ) -> None:
+        plan = [{**CLAMP, "where": where}]
+        params = SamplingParams(
+            temperature=0,
+            max_tokens=6,
+            logprobs=0,
+            ignore_eos=True,
+            logit_bias={BOS: -100, EOS: -100, PAD: -100},
+            extra_args={"steering": {"interventions": plan}, "steering_ticket": f"chat {where}"},
+        )
+        messages: Any = [{"role": "user", "content": "w5 w6 w7"}]
+        (output,) = engine.llm.chat(messages, params, use_tqdm=False, chat_template=self.TEMPLATE)
+        prompt, tokens = list(output.prompt_token_ids), list(output.outputs[0].token_ids)
+        assert prompt == [BOS, 5, 6, 7, EOS]
+        expected = engine.reference.all_logprobs(prompt + tokens[:-1], len(prompt), plan)[len(prompt) - 1 :]
+        got = [step[t].logprob for t, step in zip(tokens, output.outputs[0].logprobs, strict=True)]
+        assert got == pytest.approx([float(expected[i, t]) for i, t in enumerate(tokens)], abs=1e-3)
+        ((cached, _, counted, *_),) = engine.collect(f"chat {where}")["tallies"][f"chat {where}"][0]
+        assert cached + counted == touched
+
+    def test_one_feature_has_one_value_in_the_prompt_and_another_in_the_generation(
+        self, engine: Engine
+    ) -> None:
+        """Three rows of one feature at one hook point, a condition on it, and requests that are chunked."""
+        before = {**CLAMP, "value": 4.0, "where": {"phase": "prompt", "stop": -1}}
+        after = {**CLAMP, "op": "add", "value": 6.0, "where": {"phase": "generation", "stop": 3}}
+        later = {**CLAMP, "value": 2.0, "where": {"phase": "generation", "start": 3}}
+        reads = {"sae": "jump", "feature": 9, "op": "add", "value": 3.0, "when": {"feature": 3, "above": 1.0}}
+        prompts = random_prompts(4, [20, 60, 110], seed=28)
+        plans: list[Any] = [[before, after, later], [before, after, later, reads], None, [after, before]]
+        tickets = [f"apart{i}" for i in range(4)]
+        replies = engine.generate(prompts, plans, tickets)
+        engine.check(prompts, plans, replies)
+        tallies = engine.collect(*tickets)["tallies"]
+        fed = [[token not in (BOS, EOS, PAD) for token in reply.tokens[:-1]] for reply in replies]
+        expected = [len(prompts[0]) - 2, 1 + sum(fed[0][:2]), sum(fed[0][2:])]
+        counts = [cached + tokens for cached, _, tokens, *_ in tallies["apart0"][0]]
+        assert sorted(counts) == sorted(expected)
+
+    @combination("prefix caching")
+    def test_rows_of_one_feature_keep_their_blocks_apart(self, engine: Engine) -> None:
+        (prompt,) = random_prompts(1, [100], seed=29)
+        apart = [{**CLAMP, "where": {"stop": 40}}, {**CLAMP, "value": 2.0, "where": {"start": 40}}]
+        swapped = [{**CLAMP, "value": 2.0, "where": {"stop": 40}}, {**CLAMP, "where": {"start": 40}}]
+        engine.llm.reset_prefix_cache()
+        for plan, cached in ((apart, 0), (swapped, 0), (apart, 3), (swapped[:1], 0)):
+            reply = engine.generate([prompt], [plan])
+            engine.check([prompt], [plan], reply)
+            assert reply[0].cached == cached * BLOCK
+
+    @pytest.mark.parametrize(
+        ("where", "place"),
+        [
+            ({"tokens": [5, 999_999]}, "where.tokens[1]"),
+            ({"start": 5, "stop": 3}, "where"),
+            ({"positions": [-1, 5000]}, "where.positions[1]"),
+            ({"phase": "prompt", "start": 256}, "where"),
+        ],
+    )
+    def test_what_can_match_nothing_in_this_model_is_refused(
+        self, engine: Engine, where: dict[str, Any], place: str
+    ) -> None:
+        params = SamplingParams(
+            max_tokens=1, extra_args={"steering": {"interventions": [{**CLAMP, "where": where}]}}
+        )
+        with pytest.raises(VLLMValidationError) as refused:
+            engine.llm.generate([{"prompt_token_ids": [0, 5]}], [params], use_tqdm=False)
+        assert refused.value.parameter == f"$.steering.interventions[0].{place}"
 
 
 class TestRefusals:

@@ -14,8 +14,8 @@ from torch import nn
 from vllm import PoolingParams, SamplingParams
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
-from vllm.model_executor.offloader.prefetch import PrefetchOffloader
 from vllm.inputs import EmbedsPrompt, TextPrompt, TokensPrompt
+from vllm.model_executor.offloader.prefetch import PrefetchOffloader
 from vllm.sampling_params import BeamSearchParams
 from vllm.v1.engine.input_processor import InputProcessor
 

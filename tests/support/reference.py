@@ -197,7 +197,8 @@ def touches(
     where = one.get("where", {})
     phase = where.get("phase", "all")
     token = ids[position]
-    if token in special and not where.get("special_tokens"):
+    samples_first = position == prompt_len - 1 and phase != "prompt"
+    if token in special and not where.get("special_tokens") and not samples_first:
         return False
     if phase == "prompt" and position >= prompt_len:
         return False

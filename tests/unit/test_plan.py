@@ -178,7 +178,7 @@ def test_a_plan_says_whether_it_notes_and_whether_it_may_end(catalog: Catalog) -
         (ABORT | {"unit": "max"}, "expected neither `latch`, `only_if_active` nor `unit`"),
         (A | {"then": "stop"}, "expected `then` to be one of 'apply' or 'abort', got \"stop\""),
         (A | {"latch": 1}, "expected `latch` to be a boolean, got 1"),
-        ({"sae": "jump", "feature": 1}, "expected `op`, which is missing"),
+        ({"sae": "jump", "feature": 1}, "expected `op`, one of clamp, ablate, scale"),
         ({"sae": "jump", "op": "ablate"}, "expected exactly one of `feature` and `direction`"),
     ],
 )

@@ -149,6 +149,53 @@ def test_a_row_that_does_not_latch_says_nothing_of_it(catalog: Catalog) -> None:
     assert "latched_at" not in Reporter(catalog).report(spec, plan, None)["interventions"][0]
 
 
+WHERE = {"where": {"phase": "prompt", "start": 40}}
+
+
+@pytest.mark.parametrize(
+    ("changed", "counts", "unmatched", "got"),
+    [
+        (WHERE, Counts(), {}, "some token of this request, got none"),
+        (WHERE, Counts(), {1: 3}, "some token of this request, got none"),
+        (WHERE, Counts(2), {1: 1}, "some token of each of 3 prompts, got none of 1 of them"),
+        (WHERE, Counts(from_cache=2), {}, None),
+        (WHERE, Counts(2), {}, None),
+        # Conditions that never held are no fault of the window.
+        (WHERE | {"only_if_active": True}, Counts(), {}, None),
+        (WHERE | {"when": {"feature": 9, "above": 1.0}}, Counts(), {}, None),
+        (WHERE | {"when": {"feature": 9, "above": 1.0}}, Counts(), {1: 3}, "this request, got none"),
+    ],
+)
+def test_a_report_warns_of_a_window_that_matched_nothing(
+    catalog: Catalog, changed: dict[str, Any], counts: Counts, unmatched: dict[int, int], got: str | None
+) -> None:
+    spec, plan = compiled(catalog, {"feature": 7, "op": "ablate"}, {"feature": 3, "op": "ablate", **changed})
+    tally = TicketTally(3, {_number(plan, 7): Counts(4), _number(plan, 3): counts})
+    report = Reporter(catalog).report(spec, plan, tally, admitted=3, unmatched=unmatched)
+    if got is None:
+        assert "warnings" not in report
+        return
+    (warning,) = report["warnings"]
+    assert warning.startswith("expected a window that includes some token of")
+    assert warning.endswith(f"{got} - at $.steering.interventions[1].where")
+
+
+def test_counts_that_are_missing_are_no_window_that_matched_nothing(catalog: Catalog) -> None:
+    spec, plan = compiled(catalog, {"feature": 7, "op": "ablate"})
+    assert "warnings" not in Reporter(catalog).report(spec, plan, None)
+
+
+def test_rows_of_one_feature_are_told_apart(catalog: Catalog) -> None:
+    """One value in the prompt, another in the reply; the report is in the order of the request."""
+    reply = {"feature": 7, "op": "clamp", "value": 1.0, "where": {"phase": "generation"}}
+    prompt = {"feature": 7, "op": "ablate", "where": {"phase": "prompt", "stop": -1}}
+    spec, plan = compiled(catalog, reply, prompt)
+    tokens = {"clamp": 3, "ablate": 9}
+    tally = TicketTally(1, {n: Counts(tokens[row.op]) for n, row in enumerate(plan.rows)})
+    entries = Reporter(catalog).report(spec, plan, tally)["interventions"]
+    assert [(entry["op"], entry["tokens"]) for entry in entries] == [("clamp", 3), ("ablate", 9)]
+
+
 def test_rows_of_policies_are_no_interventions_of_the_request(catalog: Catalog) -> None:
     spec, plan = compiled(catalog, {"feature": 7, "op": "ablate"})
     policy = replace(plan.rows[0], feature=2, effect="hold", origin=Origin(0, "no-law"))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -95,7 +96,9 @@ _json = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=12,
 )
-_keys = st.sampled_from(["sae", "feature", "op", "value", "unit", "where", "when", "direction", "phase"])
+_keys = st.sampled_from(
+    ["sae", "feature", "op", "value", "unit", "where", "when", "direction", "phase", "tokens", "above"]
+)
 _near = st.fixed_dictionaries(
     {"interventions": st.lists(st.dictionaries(_keys, _json, max_size=6), max_size=3)}
 )
@@ -108,4 +111,34 @@ def test_any_value_is_parsed_or_refused_with_a_place(value: Any) -> None:
         parse_spec(value)
     except RequestError as error:
         refused = error
-    assert refused is None or refused.param.startswith("$.steering")
+    if refused is not None:
+        assert refused.param.startswith("$.steering")
+        # One sentence of ours: what was expected, what came (or did not), and where.
+        assert SENTENCE.fullmatch(str(refused))
+
+
+# What pydantic says of a type that has no words of its own here would stand in brackets.
+SENTENCE = re.compile(r"expected [^\n(]*(got [^\n]*|which [^\n]*) - at \$\.steering[^\n]*")
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"feature": ""}, 'expected `feature` to be an index or a label, got ""'),
+        ({"sae": ""}, 'expected `sae` not to be empty, got ""'),
+        ({"sae": "x" * 200}, "expected `sae` of at most 128 characters, got"),
+        ({"direction": "x", "sae": None}, "expected exactly one of `feature` and `direction`, got both"),
+        ({"feature": None}, "expected exactly one of `feature` and `direction`, got neither"),
+        (
+            {"op": None},
+            "expected `op`, one of clamp, ablate, scale, add, at_least, at_most, which is missing",
+        ),
+        ({"when": {"feature": 2}}, "expected `above` or `below`, a bound on the feature, got neither"),
+        ({"where": {3: 4}}, "expected keys that are strings, got 3"),
+        ({"sae": "\ud800"}, "expected `sae` to be a string of valid Unicode"),
+    ],
+)
+def test_every_kind_of_fault_is_one_sentence_of_our_own(changed: dict[str, Any], says: str) -> None:
+    refused = _refusal({"interventions": [GOOD | changed]})
+    assert says in str(refused)
+    assert SENTENCE.fullmatch(str(refused))

@@ -27,11 +27,11 @@ class DeviceBatch:
 
     table: Tensor
     slot: Tensor
-    special_ok: Tensor
     piece_at: Tensor
     piece_start: Tensor
     piece_base: Tensor
     piece_eligible: Tensor
+    piece_special: Tensor
     named_at: Tensor
     named_id: Tensor
     named_include: Tensor
@@ -73,11 +73,11 @@ def fill_triton(
     _fill[(layout.slot.shape[0],)](
         layout.table,
         layout.slot,
-        layout.special_ok,
         layout.piece_at,
         layout.piece_start,
         layout.piece_base,
         layout.piece_eligible,
+        layout.piece_special,
         layout.named_at,
         layout.named_id,
         layout.named_include,
@@ -101,11 +101,11 @@ def fill_triton(
 def _fill(
     table: tl.tensor,
     slot: tl.tensor,
-    special_ok: tl.tensor,
     piece_at: tl.tensor,
     piece_start: tl.tensor,
     piece_base: tl.tensor,
     piece_eligible: tl.tensor,
+    piece_special: tl.tensor,
     named_at: tl.tensor,
     named_id: tl.tensor,
     named_include: tl.tensor,
@@ -128,7 +128,6 @@ def _fill(
     if own_slot < 0:
         return
     number = tl.load(table + request)
-    allowed = tl.load(special_ok + request)
     piece, pieces_end = tl.load(piece_at + request), tl.load(piece_at + request + 1)
     named, named_end = tl.load(named_at + request), tl.load(named_at + request + 1)
     begin, end = tl.load(starts + request), tl.load(starts + request + 1)
@@ -144,10 +143,12 @@ def _fill(
         token = tl.load(token_ids + at, mask=present, other=0).to(tl.int64)
         mask = tl.zeros([BLOCK], tl.int64) + tl.load(piece_base + piece)
         eligible = tl.zeros([BLOCK], tl.int64) + tl.load(piece_eligible + piece)
+        allowed = tl.zeros([BLOCK], tl.int64) + tl.load(piece_special + piece)
         for later in range(piece + 1, pieces_end):
             begun = position >= tl.load(piece_start + later)
             mask = tl.where(begun, tl.load(piece_base + later), mask)
             eligible = tl.where(begun, tl.load(piece_eligible + later), eligible)
+            allowed = tl.where(begun, tl.load(piece_special + later), allowed)
         for k in range(named, named_end):
             included = mask | (tl.load(named_include + k) & eligible)
             hit = token == tl.load(named_id + k)

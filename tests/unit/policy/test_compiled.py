@@ -10,7 +10,7 @@ import pytest
 from steerserve.catalog import Catalog
 from steerserve.errors import PolicyError
 from steerserve.policy import Policy, parse_policy
-from steerserve.policy.compiled import check_policies, compile_policies
+from steerserve.policy.compiled import check_policies, compile_policies, distinct
 from tests.unit.catalogs import make_catalog
 
 ABLATE = {"sae": "jump", "feature": 3, "op": "ablate"}
@@ -97,6 +97,30 @@ def test_a_policy_changes_each_feature_once(catalog: Catalog, mode: str) -> None
     twice = [ABLATE, ABLATE | {"op": "clamp", "value": 5.0}]
     with pytest.raises(PolicyError, match=r"expected each feature once.* \$\.interventions\[1\]"):
         check_policies([policy(mode=mode, interventions=twice)], catalog)
+
+
+PROMPT, REPLY = {"where": {"phase": "prompt", "stop": -1}}, {"where": {"phase": "generation"}}
+
+
+def test_a_policy_may_change_a_feature_otherwise_at_other_tokens(catalog: Catalog) -> None:
+    apart = [ABLATE | PROMPT, ABLATE | REPLY | {"op": "at_most", "value": 5.0}]
+    (one,) = compile_policies([policy(interventions=apart)], catalog).values()
+    assert [(row.op, row.effect) for row in one.rows] == [("ablate", "hold"), ("at_most", "hold")]
+    assert one.applied == {("sae:jump", 3): list(one.rows)}
+
+
+def test_two_policies_may_change_a_feature_at_other_tokens_and_never_at_one(catalog: Catalog) -> None:
+    first, clamp = policy(name="a", interventions=[ABLATE | PROMPT]), ABLATE | {"op": "clamp", "value": 5.0}
+    second = policy(name="b", interventions=[ABLATE | PROMPT, clamp | REPLY])
+    compiled = compile_policies([first, second], catalog)
+    rows = distinct(row for one in compiled.values() for row in one.rows)
+    assert sorted((row.op, row.window.phase) for row in rows) == [
+        ("ablate", "prompt"),
+        ("clamp", "generation"),
+    ]
+    meeting = policy(name="b", interventions=[clamp | {"where": {"positions": [1]}}])
+    with pytest.raises(PolicyError, match=r"changes sae:jump 3 otherwise at position 1, with a prompt of"):
+        compile_policies([first, meeting], catalog)
 
 
 def test_a_ceiling_that_waits_for_a_condition_is_refused(catalog: Catalog) -> None:

@@ -275,8 +275,8 @@ def test_what_vllm_xargs_hold_is_taken_as_if_it_stood_in_the_body() -> None:
 @pytest.mark.parametrize(
     ("steering", "message"),
     [
-        (ASKED, "as JSON text here, got an object"),
-        ([ASKED], "as JSON text here"),
+        (ASKED, "to be a string of JSON, got an object"),
+        ([ASKED], "to be a string of JSON, got a list"),
         ("garbage", "valid JSON"),
         ('{"interventions": [], "interventions": []}', "each key once"),
         ("x" * 300_000, "at most"),
