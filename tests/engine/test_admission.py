@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -88,20 +88,23 @@ def test_what_is_refused_is_refused_by_admission(catalog: Catalog) -> None:
         asyncio.run(admission._wrap_add_request(admitting)(client(catalog), "r", [5], params))
 
 
+class Yielding(str):
+    """Lets another thread run whenever it is looked up."""
+
+    def __hash__(self) -> int:
+        time.sleep(0)
+        return super().__hash__()
+
+
 def test_plans_are_remembered_for_each_catalog_and_by_many_threads(tmp_path: Path) -> None:
     catalogs = []
     for number in range(2):
         entry = SaeConfig(name="demo", path=make_sae(tmp_path / str(number), "jumprelu", 2, seed=number))
         catalogs.append(build_catalog(SteerserveConfig(saes=[entry]), n_layers=N_LAYERS, d_model=D_MODEL))
     # More than are remembered.
-    texts = [text(float(value)) for value in range(1200)]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(lambda t: admission._compiled(t, catalogs[0])[1].digest, texts * 2))
-    finally:
-        sys.setswitchinterval(interval)
+    texts = [Yielding(text(float(value))) for value in range(1200)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda t: admission._compiled(t, catalogs[0])[1].digest, texts * 2))
     assert found[:1200] == found[1200:]
     assert len(set(found)) == 1200
     assert admission._compiled(texts[0], catalogs[1])[1].digest != found[0]

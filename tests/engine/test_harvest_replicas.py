@@ -45,16 +45,14 @@ def replica_pids(parent: int) -> dict[int, int]:
     return found
 
 
-def below(parent: int) -> list[int]:
-    """The processes that a process started, and those that these started."""
-    children: dict[int, list[int]] = {}
+def engine_cores(command: int) -> list[int]:
+    """The engine cores that the replicas of a command have started."""
+    replicas, found = replica_pids(command).values(), []
     for place in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             above = int((place / "stat").read_text().rpartition(")")[2].split()[1])
-            children.setdefault(above, []).append(int(place.name))
-    found = list(children.get(parent, []))
-    for pid in found:
-        found += children.get(pid, [])
+            if above in replicas and b"EngineCore" in (place / "cmdline").read_bytes():
+                found.append(int(place.name))
     return found
 
 
@@ -75,18 +73,24 @@ def test_two_replicas_write_what_transformers_computes_also_when_one_of_them_is_
     model, corpus, out, said = models("llama"), tmp_path / "a.txt", tmp_path / "out", tmp_path / "said"
     replicas = ("--data-parallel-size", "2")
 
+    # Before the engines are up, nothing that a harvest says has reached them.
+    with start_command(model, corpus, out, *replicas, said=said) as command:
+        while len(engines := engine_cores(command.pid)) < 2:
+            assert command.poll() is None, said.read_text()
+            time.sleep(0.02)
+        handles = [os.pidfd_open(pid) for pid in engines]
+        os.kill(replica_pids(command.pid)[1], signal.SIGKILL)
+        assert command.wait() == 2
+    # Neither those of the one that was killed, nor of the other, which the command ended.
+    assert all(has_ended(handle, within=120) for handle in handles)
+
     with start_command(model, corpus, out, *replicas, said=said) as command:
         first = out / "resid_post.1" / "part-1-of-2" / "shard-00000.safetensors"
         while not first.exists():
             assert command.poll() is None, said.read_text()
             time.sleep(0.02)
-        # Its own processes, and those of the other one, which the command ends.
-        engines = [pid for replica in replica_pids(command.pid).values() for pid in below(replica)]
-        assert len(engines) >= 2 * 2, "an engine core and a worker each"
-        handles = [os.pidfd_open(pid) for pid in engines]
         os.kill(replica_pids(command.pid)[1], signal.SIGKILL)
         assert command.wait() == 2
-        assert all(has_ended(handle, within=120) for handle in handles)
     assert "expected replica 1 of 2 to finish" in said.read_text()
     stored = {name: value for name, value in fingerprints(out).items() if "/shard" in name}
     assert any("part-1-of-2" in name for name in stored)
