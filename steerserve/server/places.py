@@ -9,9 +9,9 @@ counts as JSON.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 from urllib.parse import parse_qsl
 
 from starlette.datastructures import Headers
@@ -20,13 +20,14 @@ from starlette.types import Scope
 from steerserve.errors import RequestError, RouteError
 
 from .free import Free, Shape, free_of, is_text
-from .json_text import Repeated, parse
-from .names import is_nearly, means_us
+from .json_text import Repeated, parse_named
+from .names import is_nearly, means_us, resembles_us
 
 __all__ = ["FIELD", "Place", "check_document", "check_fields", "check_head", "check_names", "places_read"]
 
 FIELD = "steering"
 Place = tuple[str | int, ...]
+_Part = TypeVar("_Part", bound=str | int)
 
 # Whose `vllm_xargs` become a request's `extra_args`.
 _READ_XARGS = (
@@ -41,6 +42,8 @@ _READS_PARAMS = "/inference/v1/generate"
 _XARGS: Shape = ("vllm_xargs", FIELD)
 _PARAMS: Shape = ("sampling_params", "extra_args", FIELD)
 
+_MOST_ALIKE = 2000
+_DEEPEST = 16
 _JSON = re.compile(r"\s*[{\[]")
 _NUMBERS = (int, float, bool, type(None))
 
@@ -56,15 +59,17 @@ def places_read(route: str) -> tuple[Shape, ...]:
     return ((FIELD,), _PARAMS) if route == _READS_PARAMS else ((FIELD,),)
 
 
-def check_document(document: object, route: str, names: Iterable[str] | None = None) -> None:
+def check_document(document: object, route: str, names: Collection[str] | None = None) -> None:
     """Refuse a body that says anywhere, but where the route reads it, what means us.
 
     Args: names: every key in it, where they are known: most bodies need not be walked over then.
     Raises: RequestError for what is said twice, RouteError naming the place for anything else.
     """
-    if names is not None and type(document) is dict and not any(map(_may_ask, names)):
-        # JSON text may still have such keys.
-        document = {name: value for name, value in document.items() if not is_text((name,))}
+    if names is not None:
+        _check_count(names)
+        if type(document) is dict and not any(map(_may_ask, names)):
+            # JSON text may still have such keys.
+            document = {name: value for name, value in document.items() if not is_text((name,))}
     _Walk(free_of(route), places_read(route)).check(document)
 
 
@@ -131,10 +136,10 @@ class _Walk:
         if isinstance(value, Mapping):
             yield from self._in_object(value, at, shape)
         elif isinstance(value, list | tuple):
-            inner = (*shape, "[]")
+            inner = _longer(shape, "[]")
             if inner not in self.free.below:
                 held = [(i, item) for i, item in enumerate(value) if type(item) not in _NUMBERS]
-                yield from ((item, (*at, i), inner) for i, item in held)
+                yield from ((item, _longer(at, i), inner) for i, item in held)
         elif isinstance(value, str) and not is_text(shape):
             # No route reads what text holds.
             _Walk(self.free, ()).check(_json_in(value), at, shape)
@@ -151,10 +156,10 @@ class _Walk:
         for key, value in item.items():
             if not isinstance(key, str):
                 continue
-            inner = (*shape, "*" if named else key)
+            inner = _longer(shape, "*" if named else key)
             if inner in self.free.below or inner in self.reads:
                 continue
-            place = (*at, key[:64])
+            place = _longer(at, key[:64])
             if not named and means_us(key):
                 raise RouteError(_refusal(key), at=place, reason="route")
             if type(value) not in _NUMBERS:
@@ -168,6 +173,21 @@ class _Walk:
                 raise RequestError(f"expected `{FIELD}` once, got it twice", at=(*at, key))
             if inner not in self.free.below:
                 _Walk(self.free, ()).check(value, (*at, key[:64]), inner)
+
+
+def _longer(path: tuple[_Part, ...], part: _Part) -> tuple[_Part, ...]:
+    """The path to a part; of very deep ones the beginning, for no place that matters lies so deep."""
+    return (*path, part) if len(path) < _DEEPEST else path
+
+
+def _check_count(names: Collection[str]) -> None:
+    """Nobody may keep the server busy with names that nearly mean us.
+
+    Raises: RequestError.
+    """
+    if len(names) > _MOST_ALIKE and sum(map(resembles_us, names)) > _MOST_ALIKE:
+        message = f"expected at most {_MOST_ALIKE} keys that resemble `{FIELD}`, got more"
+        raise RequestError(message, at=(), reason="too_many")
 
 
 def _may_ask(name: str) -> bool:
@@ -184,7 +204,8 @@ def _json_in(text: str) -> object | None:
     if _JSON.match(text) is None:
         return None
     try:
-        found: object = parse(text)
+        found, names = parse_named(text)
     except (ValueError, RecursionError):
         return None
-    return found
+    _check_count(names)
+    return cast(object, found)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -8,6 +9,7 @@ from starlette._utils import get_route_path
 
 from steerserve.errors import RequestError, RouteError
 from steerserve.server.body import check_line, is_set, take_steering
+from steerserve.server.names import means_us
 from steerserve.server.places import check_document, check_fields, check_head, check_names
 from steerserve.server.routing import path_of
 from tests.support.misplaced import BODIES, Form, forms, lines
@@ -298,6 +300,20 @@ def test_what_is_rendered_goes_on_whole_to_the_route_that_runs_it() -> None:
 def test_xargs_of_a_route_that_reads_none_are_refused(path: str) -> None:
     with pytest.raises(RouteError, match="nothing reads it there"):
         check_document({"vllm_xargs": {"steering": "{}"}}, path)
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_nobody_keeps_the_server_busy_with_names_that_nearly_mean_us(text: bool) -> None:
+    names = ["".join(letters) for letters in itertools.permutations("gnireets")]
+    names = [name for name in sorted(set(names)) if not means_us(name)][:3000]
+    for many in (3000, 1500):
+        held: Any = dict.fromkeys(names[:many], 1)
+        body = json.dumps({"x": json.dumps(held) if text else held}).encode()
+        if many > 2000:
+            with pytest.raises(RequestError, match="at most 2000 keys that resemble"):
+                take_steering(body, "application/json", "/v1/completions")
+        else:
+            assert take_steering(body, "application/json", "/v1/completions") is None
 
 
 def test_names_are_looked_for_at_any_depth() -> None:
