@@ -15,9 +15,11 @@ from vllm.model_executor.offloader.prefetch import PrefetchOffloader
 from vllm.v1.engine.input_processor import InputProcessor
 
 from steerserve.errors import CheckpointError, ConfigError, IncompatibleError
-from steerserve_vllm import register, seams
+from steerserve_vllm import register, runner_v1, runner_v2, seams
 from steerserve_vllm.layers import find_layers, hook_points
 from steerserve_vllm.seams import FRONT_END_SEAMS, SEAMS, Seam
+from tests.support.models import VOCAB
+from tests.unit.catalogs import make_catalog
 
 
 def test_registering_twice_wraps_once() -> None:
@@ -81,6 +83,27 @@ def test_what_cannot_be_served_exactly_is_refused_before_the_engine_starts(
     ).create_engine_config()
     with pytest.raises(error, match=says):
         InputProcessor(config)
+
+
+@pytest.mark.parametrize("interpreted", ["0", "1"])
+def test_a_runner_drives_the_runtime_that_it_speaks_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interpreted: str
+) -> None:
+    """V2 tells of a step by tensors on the device also where that is a CPU, V1 by arrays in any case."""
+    # Before the variable is set, which decides for good whether kernels are interpreted; and not at the top,
+    # where a worker that looks for kernels would meet numba.
+    from steerserve.runtime.device import DeviceRuntime
+    from steerserve.runtime.host import HostRuntime
+
+    monkeypatch.setenv("TRITON_INTERPRET", interpreted)
+    catalog = make_catalog(tmp_path)
+    for runner, kind in ((runner_v1, HostRuntime), (runner_v2, DeviceRuntime)):
+        opened = runner._open_runtime(
+            catalog, [2, 3], device="cpu", max_requests=2, max_tokens=8, vocab=VOCAB
+        )
+        assert type(opened) is kind
+    with pytest.raises(IncompatibleError, match="in host memory, got one on meta"):
+        runner_v1._open_runtime(catalog, [2, 3], device="meta", max_requests=2, max_tokens=8, vocab=VOCAB)
 
 
 class _Layer(nn.Module):
