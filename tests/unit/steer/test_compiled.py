@@ -30,8 +30,9 @@ TARGETS = (80, 90, 100)
 # Of Qwen 0.5B, Gemma 2B, Gemma 9B, Llama 8B, Qwen 14B and Llama 70B.
 WIDTHS = (896, 2048, 3584, 4096, 5120, 8192)
 ROWS = (8, 32, 96)
-# Registers a thread, so that two programs of 16 warps share a multiprocessor; bytes on the stack of a thread.
-MOST_REGISTERS, MOST_STACK = 64, 40
+# Registers a thread, so that two programs of 16 warps share a multiprocessor; and what of a thread's numbers
+# ptxas may keep on the stack for that, in bytes: where the width is no multiple of a block, up to 14 of them.
+MOST_REGISTERS, MOST_STACK = 64, 56
 
 
 @dataclass
@@ -127,7 +128,7 @@ def _check_op(compiled: Compile, target: int, width: int, rows: int, *, two_part
 
 
 # Each width, each number of rows, each target.
-@pytest.mark.parametrize(("target", "width", "rows"), [(90, 4096, 32), (80, 3584, 96), (100, 8192, 8)])
+@pytest.mark.parametrize(("target", "width", "rows"), [(90, 4096, 32), (80, 3584, 96), (100, 5120, 8)])
 def test_the_op_fits_the_registers_and_loads_sixteen_bytes_at_once(
     compiled: Compile, target: int, width: int, rows: int
 ) -> None:
