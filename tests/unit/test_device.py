@@ -240,9 +240,9 @@ def _check_replays(catalog: Catalog, plans: list[Plan], seed: int, steps: int) -
             worker.finish()
             if not runtime._marked:
                 # What another replica's step makes this one run.
-                before = {point: graphs.streams[point].clone() for point in POINTS}
+                idle_before = {point: graphs.streams[point].clone() for point in POINTS}
                 graphs.check(SIZES[0])
-                assert all(torch.equal(_bits(before[p]), _bits(graphs.streams[p])) for p in POINTS)
+                assert all(torch.equal(_bits(idle_before[p]), _bits(graphs.streams[p])) for p in POINTS)
                 idle += 1
         assert len(launches.seen) > 0
     assert worker.most_live > MAX_REQUESTS, "the tallies have grown"
