@@ -157,18 +157,33 @@ def test_layers_whose_forward_was_replaced_are_refused() -> None:
 class _TakesNormedEmbeddings(nn.Module):
     """Like DeepSeek-V3.2's first layer: attention reads what was made of the embeddings before it."""
 
-    def forward(
-        self, positions: torch.Tensor, hidden_states: torch.Tensor, attn_in: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, attn_in: torch.Tensor | None = None) -> torch.Tensor:
         return hidden_states if attn_in is None else hidden_states + attn_in
 
 
+class _TakesMore(nn.Module):
+    """The same under a name that nobody knows."""
+
+    def forward(
+        self, positions: torch.Tensor, hidden_states: torch.Tensor, more: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return hidden_states if more is None else hidden_states + more
+
+
 def test_a_layer_that_reads_more_than_the_embeddings_is_not_steered_before_it() -> None:
-    layers = find_layers(_Owner(_TakesNormedEmbeddings), 3)
-    hook_points(layers, [0], 8, dtype=torch.float32, device="cpu")
-    first, positions, embedded = layers.layers[0], torch.arange(4), torch.zeros(4, 8)
+    message = r"more than the embeddings that resid_pre\.0"
+    with pytest.raises(IncompatibleError, match=message):
+        _hooked(_TakesNormedEmbeddings, 0)
+    _hooked(_TakesNormedEmbeddings, 1)
+    first, positions, embedded = _hooked(_TakesMore, 0), torch.arange(4), torch.zeros(4, 8)
     assert torch.equal(first(positions, embedded), embedded)
-    with pytest.raises(IncompatibleError, match=r"more than the embeddings that resid_pre\.0"):
+    with pytest.raises(IncompatibleError, match=message):
         first(positions, embedded, embedded + 1)
-    with pytest.raises(IncompatibleError, match=r"more than the embeddings that resid_pre\.0"):
-        first(positions, hidden_states=embedded, attn_in=embedded + 1)
+    with pytest.raises(IncompatibleError, match=message):
+        first(positions, hidden_states=embedded, more=embedded + 1)
+
+
+def _hooked(layer: Callable[[], nn.Module], point: int) -> nn.Module:
+    layers = find_layers(_Owner(layer), 3)
+    hook_points(layers, [point], 8, dtype=torch.float32, device="cpu")
+    return layers.layers[0]
