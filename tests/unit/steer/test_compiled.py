@@ -33,6 +33,8 @@ ROWS = (8, 32, 96)
 # Registers a thread, so that two programs of 16 warps share a multiprocessor; and what of a thread's numbers
 # ptxas may keep on the stack for that, in bytes: where the width is no multiple of a block, up to 14 of them.
 MOST_REGISTERS, MOST_STACK = 64, 56
+# Where the stream is one tensor, the compiler has loads to spare, begins two blocks' at once and keeps more.
+MOST_STACK_OF_ONE = 104
 
 
 @dataclass
@@ -118,10 +120,11 @@ def _check_op(compiled: Compile, target: int, width: int, rows: int, *, two_part
     kernels.note_triton(stream, addend, buffers, slot, mask, notes)
     kernels.steer_triton(stream, addend, buffers, slot, mask, trace, notes)
     kernels.hold_triton(stream, addend, buffers, slot, trace, notes)
+    most = MOST_STACK if two_parts else MOST_STACK_OF_ONE
     for name in ("note", "steer", "hold"):
         found = own[name]
         assert found.registers <= MOST_REGISTERS, (name, found.registers)
-        assert found.stack <= MOST_STACK, (name, found.stack)
+        assert found.stack <= most, (name, found.stack)
     # Encoder rows come in tiles of eight, and decoder rows in `steer` too; `hold` takes one row at a time.
     least = {"note": 8, "steer": 16, "hold": 2}
     assert {name for name, loads in least.items() if own[name].wide_loads < loads} == set()
