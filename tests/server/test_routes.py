@@ -77,7 +77,8 @@ def test_chat_completions_whole_and_streamed(server: Server) -> None:
         )
     )
     check((chunks[-1].model_extra or {})["steering"])
-    assert chunks[-2].usage is not None
+    check((chunks[-2].model_extra or {})["steering"])
+    assert chunks[-1].usage is not None
 
 
 def test_responses_whole_and_streamed(server: Server) -> None:

@@ -24,6 +24,13 @@ def chunk(index: int = 0, text: str | None = None, ends: str | None = None) -> b
     return b"data: " + json.dumps({**HEAD, "choices": [choice]}, separators=(",", ":")).encode() + b"\n\n"
 
 
+def called(**call: Any) -> bytes:
+    """A piece of the one call of a tool."""
+    delta = {"tool_calls": [{"index": 0, **call}]}
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
+    return b"data: " + json.dumps({**HEAD, "choices": [choice]}, separators=(",", ":")).encode() + b"\n\n"
+
+
 def usage() -> bytes:
     return (
         b"data: "
@@ -44,6 +51,10 @@ def completion(stream: bytes) -> Any:
     return state.current_completion_snapshot
 
 
+def said(choice: Any) -> Any:
+    return choice.message.content, choice.message.tool_calls
+
+
 ONE = [chunk(text="a"), chunk(text='b "finish_reason":"stop"'), chunk(text="c", ends="stop")]
 THREE = [
     *(chunk(i, text="x") for i in range(3)),
@@ -52,10 +63,16 @@ THREE = [
     chunk(2, ends="length"),
     chunk(0, text="w", ends="stop"),
 ]
+TOOLS = [
+    called(id="call-1", type="function", function={"name": "look", "arguments": ""}),
+    called(function={"arguments": '{"finish_reason":'}),
+    called(function={"arguments": '"stop"}'}),
+    chunk(ends="tool_calls"),
+]
 EMPTY = [chunk(text=""), chunk(ends="content_filter")]
 
 
-@pytest.mark.parametrize("chunks", [ONE, THREE, EMPTY], ids=["one", "three", "empty"])
+@pytest.mark.parametrize("chunks", [ONE, THREE, TOOLS, EMPTY], ids=["one", "three", "tools", "empty"])
 @pytest.mark.parametrize("tail", [[DONE], [usage(), DONE]], ids=["plain", "usage"])
 def test_a_stream_keeps_its_text_and_usage_and_shows_the_report_once(
     chunks: list[bytes], tail: list[bytes]
@@ -66,7 +83,7 @@ def test_a_stream_keeps_its_text_and_usage_and_shows_the_report_once(
     assert b"".join(chunks)[at:] == chunks[-1]
     told = whole[:at] + with_report(whole[at:], {"requests": 1})
     steered = completion(told)
-    assert [c.message.content for c in steered.choices] == [c.message.content for c in plain.choices]
+    assert [said(c) for c in steered.choices] == [said(c) for c in plain.choices]
     assert [c.finish_reason for c in steered.choices] == [c.finish_reason for c in plain.choices]
     assert steered.usage == plain.usage
     found = [
@@ -76,7 +93,7 @@ def test_a_stream_keeps_its_text_and_usage_and_shows_the_report_once(
     assert len(parsed(told)) == len(parsed(whole))
 
 
-@pytest.mark.parametrize("chunks", [ONE, THREE, EMPTY], ids=["one", "three", "empty"])
+@pytest.mark.parametrize("chunks", [ONE, THREE, TOOLS, EMPTY], ids=["one", "three", "tools", "empty"])
 @pytest.mark.parametrize("tail", [[DONE], [usage(), DONE]], ids=["plain", "usage"])
 @pytest.mark.parametrize("size", [1, 7, 64, 100_000])
 def test_however_the_server_cuts_it_the_client_gets_the_same_stream(
@@ -87,7 +104,7 @@ def test_however_the_server_cuts_it_the_client_gets_the_same_stream(
     parts = [b"", *(whole[i : i + size] for i in range(0, len(whole), size))]
     reply = post("/v1/chat/completions", {"stream": True, "steering": STEERING}, chunks=parts)
     steered, plain = completion(reply.content), completion(whole)
-    assert [c.message.content for c in steered.choices] == [c.message.content for c in plain.choices]
+    assert [said(c) for c in steered.choices] == [said(c) for c in plain.choices]
     assert steered.usage == plain.usage
     shown = [one["steering"] for one in parsed(reply.content) if "steering" in one]
     assert len(shown) == len(tail)
