@@ -134,6 +134,8 @@ def _idle_forward(cls: type[nn.Module]) -> Callable[..., Any]:
 def _hook(layer: nn.Module, *, before: bool, after: int | None, width: int) -> None:
     cls = type(layer)
     parameters = list(inspect.signature(cls.forward).parameters)
+    if before and _NORMED_EMBEDDINGS in parameters:
+        raise _second_input(cls)
     forward = _steered_forward(cls, parameters.index("hidden_states") - 1, before, after, width)
     layer.__class__ = type(f"Steered{cls.__name__}", (cls,), {"forward": forward, "__module__": __name__})
 
@@ -167,9 +169,15 @@ def _steered_forward(
 def _check_sole_input(layer: nn.Module, hidden: Tensor, given: Iterable[Any], width: int) -> None:
     """What else is as wide as the stream was made of the embeddings before they are steered."""
     if any(isinstance(one, Tensor) and one is not hidden and one.shape[-1:] == (width,) for one in given):
-        raise IncompatibleError(
-            f"{type(layer).__name__} is given more than the embeddings that resid_pre.0 would steer"
-        )
+        raise _second_input(type(layer))
+
+
+# As DeepSeek-V3.2 and Inkling call what their first layer's norm made of the embeddings, before that layer.
+_NORMED_EMBEDDINGS = "attn_in"
+
+
+def _second_input(cls: type[nn.Module]) -> IncompatibleError:
+    return IncompatibleError(f"{cls.__name__} is given more than the embeddings that resid_pre.0 would steer")
 
 
 def _steered(stream: Tensor, addend: Tensor | None, point: int, width: int) -> Tensor:

@@ -30,7 +30,9 @@ def sent(arrays: Mapping[str, NDArray[Any]], device: torch.device | str) -> dict
     ends = list(accumulate(-(-array.nbytes // _ALIGNED) * _ALIGNED for array in arrays.values()))
     begins = zip(arrays, [0, *ends[:-1]], strict=True)
     places = {name: slice(begin, begin + arrays[name].nbytes) for name, begin in begins}
-    packed = torch.zeros(ends[-1], dtype=torch.uint8, pin_memory=torch.device(device).type == "cuda")
+    pinned = torch.device(device).type == "cuda"
+    # While a model is loaded, tensors of no named device may be made on the GPU.
+    packed = torch.zeros(ends[-1], dtype=torch.uint8, device="cpu", pin_memory=pinned)
     for name, array in arrays.items():
         packed.numpy()[places[name]] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     there = packed.to(device, non_blocking=True)

@@ -15,9 +15,11 @@ from vllm.model_executor.offloader.prefetch import PrefetchOffloader
 from vllm.v1.engine.input_processor import InputProcessor
 
 from steerserve.errors import CheckpointError, ConfigError, IncompatibleError
-from steerserve_vllm import register, seams
+from steerserve_vllm import register, runner_v1, runner_v2, seams
 from steerserve_vllm.layers import find_layers, hook_points
 from steerserve_vllm.seams import FRONT_END_SEAMS, SEAMS, Seam
+from tests.support.models import VOCAB
+from tests.unit.catalogs import make_catalog
 
 
 def test_registering_twice_wraps_once() -> None:
@@ -83,6 +85,27 @@ def test_what_cannot_be_served_exactly_is_refused_before_the_engine_starts(
         InputProcessor(config)
 
 
+@pytest.mark.parametrize("interpreted", ["0", "1"])
+def test_a_runner_drives_the_runtime_that_it_speaks_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interpreted: str
+) -> None:
+    """V2 tells of a step by tensors on the device also where that is a CPU, V1 by arrays in any case."""
+    # Before the variable is set, which decides for good whether kernels are interpreted; and not at the top,
+    # where a worker that looks for kernels would meet numba.
+    from steerserve.runtime.device import DeviceRuntime
+    from steerserve.runtime.host import HostRuntime
+
+    monkeypatch.setenv("TRITON_INTERPRET", interpreted)
+    catalog = make_catalog(tmp_path)
+    for runner, kind in ((runner_v1, HostRuntime), (runner_v2, DeviceRuntime)):
+        opened = runner._open_runtime(
+            catalog, [2, 3], device="cpu", max_requests=2, max_tokens=8, vocab=VOCAB
+        )
+        assert type(opened) is kind
+    with pytest.raises(IncompatibleError, match="in host memory, got one on meta"):
+        runner_v1._open_runtime(catalog, [2, 3], device="meta", max_requests=2, max_tokens=8, vocab=VOCAB)
+
+
 class _Layer(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return hidden_states
@@ -134,18 +157,33 @@ def test_layers_whose_forward_was_replaced_are_refused() -> None:
 class _TakesNormedEmbeddings(nn.Module):
     """Like DeepSeek-V3.2's first layer: attention reads what was made of the embeddings before it."""
 
-    def forward(
-        self, positions: torch.Tensor, hidden_states: torch.Tensor, attn_in: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, attn_in: torch.Tensor | None = None) -> torch.Tensor:
         return hidden_states if attn_in is None else hidden_states + attn_in
 
 
+class _TakesMore(nn.Module):
+    """The same under a name that nobody knows."""
+
+    def forward(
+        self, positions: torch.Tensor, hidden_states: torch.Tensor, more: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return hidden_states if more is None else hidden_states + more
+
+
 def test_a_layer_that_reads_more_than_the_embeddings_is_not_steered_before_it() -> None:
-    layers = find_layers(_Owner(_TakesNormedEmbeddings), 3)
-    hook_points(layers, [0], 8, dtype=torch.float32, device="cpu")
-    first, positions, embedded = layers.layers[0], torch.arange(4), torch.zeros(4, 8)
+    message = r"more than the embeddings that resid_pre\.0"
+    with pytest.raises(IncompatibleError, match=message):
+        _hooked(_TakesNormedEmbeddings, 0)
+    _hooked(_TakesNormedEmbeddings, 1)
+    first, positions, embedded = _hooked(_TakesMore, 0), torch.arange(4), torch.zeros(4, 8)
     assert torch.equal(first(positions, embedded), embedded)
-    with pytest.raises(IncompatibleError, match=r"more than the embeddings that resid_pre\.0"):
+    with pytest.raises(IncompatibleError, match=message):
         first(positions, embedded, embedded + 1)
-    with pytest.raises(IncompatibleError, match=r"more than the embeddings that resid_pre\.0"):
-        first(positions, hidden_states=embedded, attn_in=embedded + 1)
+    with pytest.raises(IncompatibleError, match=message):
+        first(positions, hidden_states=embedded, more=embedded + 1)
+
+
+def _hooked(layer: Callable[[], nn.Module], point: int) -> nn.Module:
+    layers = find_layers(_Owner(layer), 3)
+    hook_points(layers, [point], 8, dtype=torch.float32, device="cpu")
+    return layers.layers[0]

@@ -151,6 +151,22 @@ def test_a_report_is_read_back_at_once_however_many_requests_have_ended(catalog:
     assert crossings.read <= 2 + 3
 
 
+def test_what_ends_a_request_is_read_once_for_a_whole_batch_that_is_waited_for(catalog: Catalog) -> None:
+    abort = {"then": "abort", "when": {"sae": "jump", "feature": 3, "above": 1.0}}
+    plan = compile_plan(parse_spec({"interventions": [abort]}), catalog)
+    with watched():
+        runtime = _runtime(catalog, "meta")
+        for name in ("a", "b"):
+            runtime.add(name, plan.wire, np.arange(3, 7), name, 0)
+        starts, positions, ids = (torch.zeros(n, dtype=torch.int32, device="meta") for n in (4, 6, 6))
+        with _Crossings() as crossings:
+            runtime.begin_step(["a", "plain", "b"], starts, positions.long(), ids)
+            assert crossings.read == 0
+            # All zeros there, as if every condition had held at once.
+            assert runtime.aborts() == {"a": 0, "b": 0}
+    assert crossings.read == 1
+
+
 def test_a_report_may_be_asked_for_outside_of_inference_mode(catalog: Catalog, plans: list[Plan]) -> None:
     with watched():
         with torch.inference_mode():
@@ -240,9 +256,9 @@ def _check_replays(catalog: Catalog, plans: list[Plan], seed: int, steps: int) -
             worker.finish()
             if not runtime._marked:
                 # What another replica's step makes this one run.
-                before = {point: graphs.streams[point].clone() for point in POINTS}
+                idle_before = {point: graphs.streams[point].clone() for point in POINTS}
                 graphs.check(SIZES[0])
-                assert all(torch.equal(_bits(before[p]), _bits(graphs.streams[p])) for p in POINTS)
+                assert all(torch.equal(_bits(idle_before[p]), _bits(graphs.streams[p])) for p in POINTS)
                 idle += 1
         assert len(launches.seen) > 0
     assert worker.most_live > MAX_REQUESTS, "the tallies have grown"

@@ -29,6 +29,8 @@ def hold_triton(
     """As `hold_reference`."""
     tokens, width = stream.shape
     shape = kernel_shape(buffers, width)
+    # Its rows are taken one after the other.
+    del shape["K"], shape["CHUNK"]
     _hold[(tokens,)](
         stream,
         addend,
@@ -47,10 +49,7 @@ def hold_triton(
         history.since,
         STEP=torch.finfo(stream.dtype).eps,
         NOTES=history.since.shape[1],
-        WIDTH=width,
-        ROWS=shape["ROWS"],
-        BLOCK=shape["BLOCK"],
-        num_warps=shape["num_warps"],
+        **shape,
     )
 
 

@@ -1,25 +1,16 @@
-"""The GPU's kernels without a GPU: interpreted, against the reference, and compiled for an H200."""
+"""The GPU's kernels without a GPU: interpreted, against the reference."""
 
 from __future__ import annotations
 
-import importlib
-import subprocess
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import triton
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.runtime.jit import mangle_type
 
-import steerserve.steer.triton
 from steerserve.catalog import Catalog
 from steerserve.compile import compile_plan
 from steerserve.plan import Plan
@@ -321,107 +312,3 @@ def test_what_was_steered_is_counted_as_on_the_host(rows: int, most: int, seed: 
     assert device.recent.at.equal(host.recent.at)
     filled = host.recent.at >= 0
     assert device.recent.values[filled].equal(host.recent.values[filled])
-
-
-class _Compiled:
-    """Stands for a kernel: compiles it for an H200 from what its launcher hands over; launches nothing."""
-
-    def __init__(self, kernel: Any) -> None:
-        self.kernel = kernel
-        self.cubin = b""
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        return self._compile
-
-    def _compile(self, *given: Any, num_warps: int = 4, **constants: Any) -> None:
-        arguments = dict(zip(self.kernel.arg_names, given, strict=False))
-        constants |= {name: None for name, value in arguments.items() if value is None}
-        signature = {
-            name: "constexpr" if name in constants else mangle_type(arguments[name])
-            for name in self.kernel.arg_names
-        }
-        # Loads of 16 bytes need tensors known to lie at multiples of 16, as allocated ones do.
-        aligned = [
-            (i,)
-            for i, name in enumerate(arguments)
-            if name not in constants and (isinstance(arguments[name], Tensor) or arguments[name] % 16 == 0)
-        ]
-        source = ASTSource(
-            self.kernel, signature, constants, {index: [["tt.divisibility", 16]] for index in aligned}
-        )
-        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps})
-        self.cubin = compiled.asm["cubin"]
-
-    def spills(self, folder: Path) -> bool:
-        (folder / "kernel.cubin").write_bytes(self.cubin)
-        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-        command = [str(tool), "--dump-resource-usage", str(folder / "kernel.cubin")]
-        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        assert "REG:" in usage
-        return "STACK:0 " not in usage
-
-
-@pytest.fixture
-def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, _Compiled]:
-    if triton.knobs.runtime.interpret:
-        pytest.skip("Triton was told to interpret kernels, not to compile them")
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    found = {}
-    for name in ("note", "steer", "hold", "fill", "count"):
-        module = importlib.import_module(f"steerserve.steer.triton.{name}")
-        found[name] = _Compiled(getattr(module, f"_{name}"))
-        monkeypatch.setattr(module, f"_{name}", found[name])
-    return found
-
-
-@pytest.mark.parametrize(("width", "rows"), [(896, 32), (4096, 32), (8192, 128)])
-@pytest.mark.parametrize("two_parts", [True, False], ids=["residual", "one tensor"])
-def test_the_kernel_compiles_for_an_h200_and_its_tiles_fit_the_registers(
-    compiled: dict[str, _Compiled], tmp_path: Path, width: int, rows: int, two_parts: bool
-) -> None:
-    stream = torch.zeros(1, width, dtype=torch.bfloat16)
-    steerserve.steer.triton.steer_triton(
-        stream,
-        stream if two_parts else None,
-        PointBuffers(1, rows, width),
-        torch.zeros(1, dtype=torch.int32),
-        torch.zeros(1, dtype=torch.int64),
-        torch.zeros(1, rows, 2),
-        History.blank(1),
-    )
-    assert not compiled["steer"].spills(tmp_path)
-
-
-@pytest.mark.parametrize("two_parts", [True, False], ids=["residual", "one tensor"])
-def test_what_surrounds_the_kernel_compiles_for_an_h200(
-    compiled: dict[str, _Compiled], tmp_path: Path, two_parts: bool
-) -> None:
-    stream, buffers, notes = (
-        torch.zeros(1, 4096, dtype=torch.bfloat16),
-        PointBuffers(1, 96, 4096),
-        History.blank(1),
-    )
-    addend, slot = stream if two_parts else None, torch.zeros(1, dtype=torch.int32)
-    kernels = steerserve.steer.triton
-    kernels.note_triton(stream, addend, buffers, slot, torch.zeros(1, dtype=torch.int64), notes)
-    kernels.hold_triton(stream, addend, buffers, slot, torch.zeros(1, 96, 2), notes)
-    assert not compiled["note"].spills(tmp_path)
-    assert not compiled["hold"].spills(tmp_path)
-
-
-def test_the_token_map_and_the_count_compile_for_an_h200(
-    compiled: dict[str, _Compiled], tmp_path: Path
-) -> None:
-    selector = resolve([Window()], 4)
-    int32, int64 = torch.zeros(8, dtype=torch.int32), torch.zeros(8, dtype=torch.int64)
-    steerserve.steer.triton.fill_triton(
-        steerserve.steer.triton.DeviceBatch.of(Batch.of([0], [selector]), [0], "cpu"),
-        int32, int64, int32, torch.zeros(8, dtype=torch.bool), int32, int64, int32, int64,
-        NO_NOTES,
-    )  # fmt: skip
-    steerserve.steer.triton.count_triton(
-        Tallies(2).table, Tallies(2).recent, int32, int32, int64, int64, int64, PointBuffers(1, 32, 16),
-        torch.zeros(8, 32, 2),
-    )  # fmt: skip
-    assert not compiled["fill"].spills(tmp_path)
-    assert not compiled["count"].spills(tmp_path)
