@@ -82,7 +82,7 @@ class ChatLoop:
         assert all(one == found[0] for one in found)
         self.report = found[0] if found else None
 
-    def stream(self, server: Server, **asked: Any) -> Iterator[Any]:
+    def stream(self, server: Server, **asked: Any) -> Any:
         return server.openai.chat.completions.create(messages=MESSAGES, stream=True, **asked)
 
     def text(self, choice: Any) -> str | None:
@@ -118,7 +118,7 @@ class Completed(ChatWhole):
 class CompletedLoop(ChatLoop):
     """The plain loop over its stream."""
 
-    def stream(self, server: Server, **asked: Any) -> Iterator[Any]:
+    def stream(self, server: Server, **asked: Any) -> Any:
         return server.openai.completions.create(prompt=[5, 6, 7], stream=True, **asked)
 
     def text(self, choice: Any) -> str | None:

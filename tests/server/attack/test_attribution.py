@@ -116,8 +116,8 @@ def test_of_a_client_that_left_the_tokens_are_on_record_that_were_made_for_it(
         del body["prompt"]
     received = 0
     with attacked.server.http.stream("POST", path, json=body, headers={"x-request-id": name}) as reply:
-        for line in reply.iter_lines():
-            received += '"text":"w' in line.replace('" w', '"w') or '"content":"' in line
+        for text in reply.iter_lines():
+            received += '"text":"w' in text.replace('" w', '"w') or '"content":"' in text
             if received >= 5:
                 break
     line = record(attacked, name)
