@@ -51,12 +51,7 @@ class Source:
 
         Raises: CheckpointError if they cannot be read.
         """
-        if isinstance(self.identify, str):
-            return self.identify
-        try:
-            return self.identify()
-        except OSError as error:
-            raise CheckpointError(f"expected to read all of `{self.name}`: {error}") from error
+        return self.identify if isinstance(self.identify, str) else self.identify()
 
     @property
     def sha256(self) -> str | None:

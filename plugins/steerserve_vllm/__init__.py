@@ -21,8 +21,9 @@ def register() -> None:
         return
     from steerserve.errors import IncompatibleError
 
-    from . import admission, ending, prefix_cache, runner_v1, seams, worker
+    from . import admission, driver, ending, prefix_cache, runner_v1, seams, worker
 
+    driver.follow_driver()
     _registered = True
     try:
         seams.check()

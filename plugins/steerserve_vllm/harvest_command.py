@@ -16,9 +16,9 @@ from steerserve.errors import ConfigError, SteerserveError
 from steerserve.training.corpus import Corpus, open_corpus
 from steerserve.training.part import Part
 
+from .driver import leave_with
 from .harvest import harvest
 from .harvest_replicas import harvest_replicas, reporting
-from .harvest_worker import leave_with
 
 __all__ = ["main"]
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
-import select
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from steerserve.training.shard_writer import ShardWriter
 
 from .attach import attached_to_runner
 
-__all__ = ["METHODS", "install", "leave_with"]
+__all__ = ["METHODS", "install"]
 
 Answer = tuple[Any, str | None]
 
@@ -58,11 +55,9 @@ def _open(
     capacity: int,
     rows_per_shard: int,
     resume: bool,
-    driver: int,
     part: tuple[int, int],
 ) -> None:
-    """Args: folders: (layer, folder of its shards). capacity: the most tokens of a batch. driver: a pid."""
-    leave_with(driver)
+    """Args: folders: (layer, folder of its shards). capacity: the most tokens of a batch."""
     model = self.model_config
     place = dict(folders)
     writers = {
@@ -100,23 +95,6 @@ def _close(self: Any, capture: Capture) -> int:
 @_answering
 def _abandon(self: Any, capture: Capture) -> None:
     capture.abandon()
-
-
-@functools.cache
-def leave_with(driver: int) -> None:
-    """End this process when the driver's has ended: vLLM's engine outlives one that was killed.
-
-    It would go on to hold memory, and the folder that the harvest is resumed in.
-    """
-    if driver == os.getpid():
-        return
-    descriptor = os.pidfd_open(driver)
-
-    def wait() -> None:
-        select.select([descriptor], [], [])
-        os._exit(1)
-
-    threading.Thread(target=wait, name="steerserve-driver", daemon=True).start()
 
 
 METHODS = {

@@ -20,6 +20,7 @@ from steerserve.training.part import WHOLE, Part, check_parts
 from steerserve.training.sequences import Batch, batches, token_lists
 from steerserve.training.shard_file import INDEX
 
+from .driver import driving
 from .harvest_progress import Report
 from .setup import catalog_for
 
@@ -56,7 +57,8 @@ class Harvester:
 
         os.environ.setdefault("VLLM_PLUGINS", "steerserve")
         self.points = points
-        self._llm = LLM(model, **_arguments(points, engine))
+        with driving():
+            self._llm = LLM(model, **_arguments(points, engine))
         # What is sampled is thrown away; vLLM has no request that samples nothing.
         self._params = SamplingParams(max_tokens=1, temperature=0, detokenize=False, ignore_eos=True)
         self._requests = 0
@@ -103,7 +105,7 @@ class Harvester:
             raise ConfigError(f"expected an unfinished harvest or a new folder, {out} holds a whole harvest")
         named = [(layer, str(folder)) for layer, folder in folders.items()]
         own = (part.number, part.of)
-        self._ask("open", named, self._capacity, rows_per_shard, resume, os.getpid(), own)
+        self._ask("open", named, self._capacity, rows_per_shard, resume, own)
         try:
             self._run_all(part.take(prompts), batch, report)
             return sum(self._ask("close"))

@@ -178,9 +178,11 @@ class KeyRing:
         try:
             self.record(_summary(file.keys))
         except SteerserveError as error:
+            # Said once: this is tried again at every look.
+            if self._problem != str(error):
+                count_failed_reload()
+                logger.error("New keys of %s do not count yet: %s", self._path, error)
             self._problem, self._seen = str(error), None
-            count_failed_reload()
-            logger.error("New keys of %s do not count yet: %s", self._path, error)
             return
         self._keys, self._problem, self._seen = _Keys.of(file), None, seen
         logger.info("Read %d keys from %s", len(file.keys), self._path)

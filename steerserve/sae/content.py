@@ -13,6 +13,8 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from steerserve.errors import CheckpointError
+
 from .manifest import MANIFEST, STATS
 
 __all__ = ["content_digest"]
@@ -39,12 +41,17 @@ def content_digest(path: Path) -> str:
     Args: path: a file, whatever it is called; or a folder, of which hidden files, our manifest and statistics
         beside the weights, and texts for people do not count.
     Returns: 32 hexadecimal digits.
-    Raises: OSError if a file cannot be read.
+    Raises: CheckpointError if a file cannot be read.
     """
-    if path.is_file():
-        return _file_digest(path)
+    try:
+        return _file_digest(path) if path.is_file() else _folder_digest(path)
+    except OSError as error:
+        raise CheckpointError(f"expected to read all of it: {error}", path=path) from error
+
+
+def _folder_digest(folder: Path) -> str:
     digest = hashlib.blake2b(digest_size=_SIZE)
-    for file in sorted(item for item in path.iterdir() if item.is_file() and _speaks(item.name)):
+    for file in sorted(item for item in folder.iterdir() if item.is_file() and _speaks(item.name)):
         digest.update(f"{file.name}\0{_file_digest(file)}\n".encode())
     return digest.hexdigest()
 

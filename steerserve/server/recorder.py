@@ -146,7 +146,6 @@ class Recorder:
             self.log.append(record).result(_PATIENCE)
         except (AuditError, TimeoutError) as error:
             why = str(error) or f"the disk did not answer within {_PATIENCE:g} s"
-            logger.error("The audit log lacks a %s, which was therefore not done: %s", record.event, why)
             message = f"expected to audit a change before it is made, and could not: {why}"
             raise UnavailableError(message, at=(), reason="audit") from error
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,24 @@ def replica_pids(parent: int) -> dict[int, int]:
     return found
 
 
+def engine_cores(command: int) -> list[int]:
+    """The engine cores that the replicas of a command have started."""
+    replicas, found = replica_pids(command).values(), []
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            above = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            if above in replicas and b"EngineCore" in (place / "cmdline").read_bytes():
+                found.append(int(place.name))
+    return found
+
+
+def has_ended(handle: int, within: float) -> bool:
+    """Whether a process ends within so many seconds. Args: handle: of pidfd_open."""
+    ready, *_ = select.select([handle], [], [], within)
+    os.close(handle)
+    return bool(ready)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_replicas_write_what_transformers_computes_also_when_one_of_them_is_killed(
@@ -52,6 +72,17 @@ def test_two_replicas_write_what_transformers_computes_also_when_one_of_them_is_
     (tmp_path / "a.txt").write_text("\n".join(lines))
     model, corpus, out, said = models("llama"), tmp_path / "a.txt", tmp_path / "out", tmp_path / "said"
     replicas = ("--data-parallel-size", "2")
+
+    # Before the engines are up, nothing that a harvest says has reached them.
+    with start_command(model, corpus, out, *replicas, said=said) as command:
+        while len(engines := engine_cores(command.pid)) < 2:
+            assert command.poll() is None, said.read_text()
+            time.sleep(0.02)
+        handles = [os.pidfd_open(pid) for pid in engines]
+        os.kill(replica_pids(command.pid)[1], signal.SIGKILL)
+        assert command.wait() == 2
+    # Neither those of the one that was killed, nor of the other, which the command ended.
+    assert all(has_ended(handle, within=120) for handle in handles)
 
     with start_command(model, corpus, out, *replicas, said=said) as command:
         first = out / "resid_post.1" / "part-1-of-2" / "shard-00000.safetensors"

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from steerserve.access.key_file import parse_key_file
 from steerserve.audit import AuditLog, Record, verify
 from steerserve.errors import AuditError, KeyFileError, PolicyError, RequestError, SteerserveError
-from steerserve.policy.compiled import check_policies
+from steerserve.policy.compiled import check_policies, compile_policies
 from steerserve.policy.document import read_policy
-from steerserve.policy.enforcement import InForce, compile_policies
+from steerserve.policy.enforcement import InForce
 from tests.fuzz import checkpoint, spec
 from tests.fuzz.fuzzing import EXAMPLES, examine
 from tests.fuzz.strategies import AUDIT_LINES, JSON, KEY_FILES, POLICIES, mutated

@@ -236,10 +236,12 @@ def test_what_is_taken_away_counts_at_once_and_what_is_granted_once_it_is_on_rec
 
     ring.record = full
     write_keys(make_entry(key), make_entry(changed, "changed", scopes=["admin"]), make_entry(new, "new"))
+    counted = failures()
     for other in (gone, changed, new):
         with pytest.raises(UnauthenticatedError):
             ask(ring, other)
     assert ask(ring, key).name == "team"
+    assert failures() == counted + 1
     assert "expected room in the audit log" in (ring.problem or "")
     ring.record = said.append
     assert ask(ring, new).name == "new"

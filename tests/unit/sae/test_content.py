@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from steerserve.catalog import Catalog, build_catalog
 from steerserve.compile import compile_plan
 from steerserve.config import DirectionConfig, SaeConfig, SteerserveConfig
+from steerserve.errors import CheckpointError
 from steerserve.sae import Direction, Hook, content, write_direction
 from steerserve.sae.content import content_digest
 from steerserve.spec import parse_spec
@@ -144,6 +145,12 @@ def test_what_a_crash_left_half_written_is_read_again(
     kept.write_text(wanted[:7])
     assert content_digest(path) == wanted == kept.read_text()
     assert len(hashed) == 2
+
+
+def test_a_file_that_cannot_be_read_is_named(original: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="expected to read all of it") as caught:
+        content_digest(tmp_path / "nowhere")
+    assert caught.value.path == tmp_path / "nowhere"
 
 
 def test_without_a_place_to_keep_digests_a_large_file_is_read_each_time(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 
@@ -9,9 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openai._streaming import SSEDecoder
+from starlette.responses import JSONResponse
+from starlette.types import Message
 
+from steerserve.carried import Carried
+from steerserve.errors import RequestError
 from steerserve.server.events import error_in, final_event, with_report
 from steerserve.server.framing import EventFramer
+from steerserve.server.reply import SteeredReply
 from tests.support.scale import scaled_examples
 
 ENDS = ["\n", "\r", "\r\n"]
@@ -101,3 +107,32 @@ def test_each_apis_last_event_is_found_and_completed_with_any_line_ends(end: str
 def test_an_error_is_found_with_any_line_ends(end: str) -> None:
     events = f'data: {{"a": 1}}{end}{end}data: {{"error": {{"code": 400}}}}{end}{end}'.encode()
     assert error_in(events) == {"error": {"code": 400}}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_stream_flows_whatever_ends_its_lines(end: str) -> None:
+    sent: list[bytes] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message.get("body", b""))
+
+    async def finish() -> dict[str, int]:
+        return REPORT
+
+    def refuse(error: RequestError) -> JSONResponse:
+        raise error
+
+    async def go() -> None:
+        reply = SteeredReply(send, Carried(), finish, refuse)
+        head = [(b"content-type", b"text/event-stream")]
+        await reply.send({"type": "http.response.start", "status": 200, "headers": head})
+        for number in range(3):
+            event = f'data: {{"id": "c", "number": {number}}}{end}{end}'.encode()
+            await reply.send({"type": "http.response.body", "body": event, "more_body": True})
+            assert sent[-1] == event, "no later event is needed for this one to leave"
+        done = f"data: [DONE]{end}{end}".encode()
+        await reply.send({"type": "http.response.body", "body": done, "more_body": False})
+
+    asyncio.run(go())
+    *_, (_, report), (_, done) = read(sent)
+    assert (json.loads(report)["id"], json.loads(report)["steering"], done) == ("c", REPORT, "[DONE]")
