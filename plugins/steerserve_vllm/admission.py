@@ -27,6 +27,7 @@ from steerserve.spec import SteeringSpec, parse_spec, parse_spec_json
 from . import front_end
 from .seams import wrap
 from .setup import catalog_for, check_engine, config_for, enforcement_for
+from .unread import check_params, check_prompt
 
 __all__ = ["PLAN_KEY", "SPEC_KEY", "TICKET_KEY", "install", "plan_of"]
 
@@ -115,11 +116,13 @@ def _wrap_process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
         extra = dict(getattr(params, "extra_args", None) or {})
         carried = CARRIED.get()
         asks = (carried is not None and carried.own is not None) or extra.keys() & _OURS
-        if not asks and getattr(self, _ENFORCEMENT) is None:
-            return original(self, request_id, prompt, params, *args, **kwargs)
         started = time.perf_counter()
         lora = args[2] if len(args) > 2 else kwargs.get("lora_request")
         try:
+            check_prompt(self, prompt)
+            check_params(self, params, _OURS)
+            if not asks and getattr(self, _ENFORCEMENT) is None:
+                return original(self, request_id, prompt, params, *args, **kwargs)
             merged, ticket = _admit(self, extra, request_id, lora)
             if merged.plan is None:
                 return original(self, request_id, prompt, params, *args, **kwargs)

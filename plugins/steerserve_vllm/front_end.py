@@ -8,11 +8,11 @@ from typing import Any
 
 from steerserve.carried import CARRIED, Carried
 from steerserve.config import parse_config
-from steerserve.errors import ConfigError, RouteError
+from steerserve.errors import ConfigError
 from steerserve.metrics import count_rejection
 from steerserve.policy.enforcement import Caller
 
-from . import ending_shown
+from . import batch, ending_shown, offline
 from .seams import FRONT_END_SEAMS, check, wrap
 
 __all__ = ["install"]
@@ -38,6 +38,8 @@ def install() -> None:
     check(FRONT_END_SEAMS)
     wrap("attach_endpoints", _wrap_attach)
     wrap("run_batch_request", _wrap_run_request)
+    batch.install()
+    offline.install()
     ending_shown.install()
     _installed = True
 
@@ -57,7 +59,8 @@ def _wrap_attach(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _wrap_run_request(original: Callable[..., Any]) -> Callable[..., Any]:
     async def run_request(serving_engine_func: Any, request: Any, tracker: Any) -> Any:
-        if "steering" not in (getattr(request.body, "model_extra", None) or {}):
+        error = batch.refusal_of(request)
+        if error is None:
             # Policies for a route hold for a line of a batch file that names it.
             carried = Carried(caller=Caller(route=request.url))
             token = CARRIED.set(carried)
@@ -72,9 +75,6 @@ def _wrap_run_request(original: Callable[..., Any]) -> Callable[..., Any]:
             return output
         from vllm.entrypoints.launchers.run_batch import make_error_request_output
 
-        error = RouteError(
-            "expected `steering` of a batch file in `vllm_xargs`, as JSON text", reason="route"
-        )
         count_rejection(error.reason)
         tracker.completed()
         return make_error_request_output(request, error_msg=str(error))

@@ -109,6 +109,8 @@ V2_SEAMS = {
 }
 
 
+_OFFLINE = "vllm.entrypoints.common.offline"
+
 # Only the front end has these, and only it pays for importing them.
 FRONT_END_SEAMS = {
     "add_request_async": Seam(
@@ -124,6 +126,29 @@ FRONT_END_SEAMS = {
         "vllm.v1.engine.output_processor",
         "RequestState.__init__",
         ("self", "request_id", "external_req_id", "parent_req"),
+    ),
+    "run_batch_line": Seam(
+        "vllm.entrypoints.launchers.run_batch", "BatchRequestInput.model_validate_json", ("cls", "json_data")
+    ),
+    "offline_prompts": Seam(
+        _OFFLINE,
+        "OfflineInferenceMixin._preprocess_cmpl",
+        ("self", "prompts", "tokenization_kwargs", "mm_processor_kwargs"),
+    ),
+    "offline_chats": Seam(
+        _OFFLINE,
+        "OfflineInferenceMixin._preprocess_chat",
+        ("self", "conversations", "chat_template", "chat_template_content_format", "chat_template_kwargs"),
+    ),
+    "offline_beams": Seam(
+        "vllm.entrypoints.generate.beam_search.offline",
+        "BeamSearchOfflineMixin.beam_search",
+        ("self", "prompts", "params"),
+    ),
+    "online_beams": Seam(
+        "vllm.entrypoints.generate.beam_search.online",
+        "BeamSearchOnlineMixin.beam_search",
+        ("self", "prompt", "request_id", "params"),
     ),
     "completion_output": Seam(
         "vllm.v1.engine.output_processor",

@@ -31,7 +31,7 @@ from .reply import SteeredReply
 from .reporting import report_of
 from .routing import CARRYING, check_options, check_route, path_of
 from .state import SteeringState
-from .websocket import unsteered_only
+from .websocket import is_turned_away, unsteered_only
 
 __all__ = ["SteeringMiddleware"]
 
@@ -69,6 +69,8 @@ class SteeringMiddleware:
             await self.state.close()
 
     async def _converse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if await is_turned_away(scope, send):
+            return
         carried = await self._carried(scope)
         with _carrying(carried):
             try:

@@ -8,7 +8,7 @@ from typing import Any
 from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
-from steerserve.errors import RequestError, RouteError
+from steerserve.errors import RouteError
 
 __all__ = ["CARRYING", "check_options", "check_route", "path_of", "served"]
 
@@ -71,10 +71,6 @@ def check_options(rest: Mapping[str, Any]) -> None:
         if rest.get(name) not in (None, False):
             message = f"expected no `{name}` beside `steering`: {why}"
             raise RouteError(message, at=(name,), reason="combination")
-    xargs = rest.get("vllm_xargs")
-    if isinstance(xargs, dict) and "steering" in xargs:
-        message = "expected `steering` once, got it in the body and in `vllm_xargs`"
-        raise RequestError(message, at=("vllm_xargs", "steering"))
 
 
 def _takes_post(route: BaseRoute, path: str) -> bool:

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from starlette.types import Message, Receive, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from steerserve.errors import RequestError, RouteError
 from steerserve.metrics import count_rejection
 
 from .body import take_steering
+from .places import check_head
 
-__all__ = ["unsteered_only"]
+__all__ = ["is_turned_away", "unsteered_only"]
 
 _POLICY_VIOLATION = 1008
 
 
+async def is_turned_away(scope: Scope, send: Send) -> bool:
+    """Close a session that asks for steering in its query or a header. Returns: whether it did."""
+    try:
+        check_head(scope)
+    except RequestError as error:
+        count_rejection(error.reason)
+        await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": str(error)[:120]})
+        return True
+    return False
+
+
 def unsteered_only(receive: Receive, send: Send) -> Receive:
-    """A `receive` that closes the session with the reason when a message has a top-level `steering`."""
+    """A `receive` that closes the session with the reason when a message asks for steering, anywhere."""
 
     async def checked() -> Message:
         message = await receive()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from vllm import LLM, SamplingParams
 from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import BeamSearchParams
 
 from demo.prompts import DOMAIN_PROMPTS, NEUTRAL_PROMPTS
 from steerserve.sae import open_sae
@@ -24,6 +26,8 @@ DEMO = Path(__file__).parents[2] / "sae_weights" / "demo"
 CARD = json.loads((DEMO / "features.json").read_text())["insult"]
 HELD = sorted({*CARD["ablate"], *(item["feature"] for item in CARD["features"])})
 REQUESTS = amount(500, 150, "ATTACK_REQUESTS")
+# As long as it may take to look at the folder again, twice.
+SETTLED = 1.5
 EVERYWHERE = {"special_tokens": True}
 
 
@@ -106,3 +110,22 @@ def test_naming_one_of_them_is_refused(llm: LLM, feature: int | str) -> None:
     params = SamplingParams(max_tokens=1, extra_args={"steering": {"interventions": [change]}})
     with pytest.raises(VLLMValidationError, match="which policy `no-insults` holds"):
         llm.generate(["You"], params, use_tqdm=False)
+
+
+def test_beams_are_refused_while_a_policy_depends_on_positions(llm: LLM) -> None:
+    """Offline as over HTTP: each token of a beam is a prompt of its own to the engine."""
+    prompts, params = [{"prompt": "You"}], BeamSearchParams(beam_width=2, max_tokens=2)
+    assert len(llm.beam_search(prompts, params)[0].sequences) == 2
+    late = Path(llm.llm_engine.vllm_config.additional_config["steerserve"]["policies"]) / "late.yaml"
+    entry = {"sae": "demo", "feature": min({*range(99)} - {*HELD}), "op": "ablate", "where": {"start": 4}}
+    head = {"name": "late", "version": 1, "mode": "enforce", "owner": "o", "reason": "r"}
+    late.write_text(json.dumps({**head, "interventions": [entry]}))
+    try:
+        time.sleep(SETTLED)
+        with pytest.raises(VLLMValidationError, match="depends on positions"):
+            llm.beam_search(prompts, params)
+        assert not llm.llm_engine.has_unfinished_requests()
+    finally:
+        late.unlink()
+    time.sleep(SETTLED)
+    assert len(llm.beam_search(prompts, params)[0].sequences) == 2

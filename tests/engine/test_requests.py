@@ -3,21 +3,116 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
-from vllm.sampling_params import StructuredOutputsParams
+from vllm.sampling_params import BeamSearchParams, StructuredOutputsParams
 
 from tests.support.combinations import both_runners, combination
 from tests.support.engine import Engine, random_prompts
+from tests.support.misplaced import SPELLINGS
 
 pytestmark = both_runners()
 
 CLAMP: dict[str, Any] = {"sae": "jump", "feature": 3, "op": "clamp", "value": 9.0}
 OTHER: dict[str, Any] = {"sae": "std", "feature": 4, "op": "add", "value": 5.0}
 BLOCK = 32
+
+
+TURN: Any = [{"role": "user", "content": "w5 w6"}]
+TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
+ASKED = {"interventions": [CLAMP]}
+
+
+def _extra(llm: Any, name: str) -> None:
+    _generate(llm, SamplingParams(max_tokens=1, extra_args={**_unless_read(name)}))
+
+
+def _nested(llm: Any, name: str) -> None:
+    _generate(llm, SamplingParams(max_tokens=1, extra_args={"extra_body": {name: ASKED}}))
+
+
+def _text(llm: Any, name: str) -> None:
+    _generate(llm, SamplingParams(max_tokens=1, extra_args={"extra_body": json.dumps({name: ASKED})}))
+
+
+def _bare(llm: Any, name: str) -> None:
+    _generate(llm, SamplingParams(max_tokens=1, extra_args={"edits": [CLAMP]}))
+
+
+def _attribute(llm: Any, name: str) -> None:
+    params = SamplingParams(max_tokens=1)
+    setattr(params, name, ASKED)
+    _generate(llm, params)
+
+
+def _prompt(llm: Any, name: str) -> None:
+    llm.generate([{"prompt_token_ids": [0, 5], name: ASKED}], SamplingParams(max_tokens=1), use_tqdm=False)
+
+
+def _raw_prompt(llm: Any, name: str) -> None:
+    prompt = {"prompt_token_ids": [0, 5], name: ASKED}
+    llm.llm_engine.add_request("raw", prompt, SamplingParams(max_tokens=1))
+
+
+def _processor(llm: Any, name: str) -> None:
+    llm.generate(["w5"], SamplingParams(max_tokens=1), use_tqdm=False, mm_processor_kwargs={name: ASKED})
+
+
+def _tokenizer(llm: Any, name: str) -> None:
+    llm.generate(["w5"], SamplingParams(max_tokens=1), use_tqdm=False, tokenization_kwargs={name: ASKED})
+
+
+def _template(llm: Any, name: str) -> None:
+    _chat(llm, TURN, chat_template_kwargs={name: ASKED})
+
+
+def _message(llm: Any, name: str) -> None:
+    _chat(llm, [{**TURN[0], name: ASKED}])
+
+
+def _beams(llm: Any, name: str) -> None:
+    llm.beam_search([{"prompt_token_ids": [0, 5], name: ASKED}], BeamSearchParams(beam_width=2, max_tokens=2))
+
+
+def _beam_attribute(llm: Any, name: str) -> None:
+    params = BeamSearchParams(beam_width=2, max_tokens=2)
+    setattr(params, name, ASKED)
+    llm.beam_search([{"prompt_token_ids": [0, 5]}], params)
+
+
+# Offline ways to ask for steering that vLLM takes and nothing reads.
+OFFLINE: dict[str, Callable[[Any, str], None]] = {
+    "extra_args": _extra,
+    "an object in extra_args": _nested,
+    "text in extra_args": _text,
+    "interventions without a name": _bare,
+    "an attribute of the parameters": _attribute,
+    "a prompt": _prompt,
+    "a prompt for the engine itself": _raw_prompt,
+    "settings of the processor": _processor,
+    "settings of the tokenizer": _tokenizer,
+    "settings of the template": _template,
+    "a message": _message,
+    "a prompt of beam search": _beams,
+    "an attribute of beam search's parameters": _beam_attribute,
+}
+
+
+def _unless_read(name: str) -> dict[str, Any]:
+    """By a name that is read, what is not."""
+    return {"interventions": [CLAMP]} if name in ("steering", "steering_ticket") else {name: ASKED}
+
+
+def _generate(llm: Any, params: SamplingParams) -> None:
+    llm.generate([{"prompt_token_ids": [0, 5]}], [params], use_tqdm=False)
+
+
+def _chat(llm: Any, turns: Any, **more: Any) -> None:
+    llm.chat(turns, SamplingParams(max_tokens=1), chat_template=TEMPLATE, use_tqdm=False, **more)
 
 
 def _within(intervention: dict[str, Any], **where: Any) -> list[dict[str, Any]]:
@@ -186,6 +281,24 @@ class TestRefusals:
             engine.llm.generate([{"prompt_token_ids": prompt[0]}], [params], use_tqdm=False)
         assert refused.value.parameter == place
         assert len(engine.generate(prompt, [[CLAMP]])[0].tokens) == 8
+
+    @pytest.mark.parametrize("asks", OFFLINE)
+    def test_steering_where_nothing_reads_it_is_refused_offline_too(self, engine: Engine, asks: str) -> None:
+        for name in SPELLINGS:
+            with pytest.raises(VLLMValidationError, match=r"nothing reads|only the server sets"):
+                OFFLINE[asks](engine.llm, name)
+
+    def test_nothing_of_that_is_run_and_what_has_other_names_passes(self, engine: Engine) -> None:
+        assert not engine.llm.llm_engine.has_unfinished_requests()
+        params = SamplingParams(max_tokens=1, extra_args={"session": "steering"})
+        tools = [{"type": "function", "function": {"name": "steering", "parameters": {"steering": {}}}}]
+        for output in (
+            engine.llm.generate([{"prompt": "w5"}], params, use_tqdm=False),
+            engine.llm.chat(TURN, params, tools=tools, chat_template=TEMPLATE, use_tqdm=False),
+        ):
+            assert len(output[0].outputs[0].token_ids) == 1
+        beams = engine.llm.beam_search([{"prompt": "w5"}], BeamSearchParams(beam_width=2, max_tokens=2))
+        assert len(beams[0].sequences) == 2
 
     def test_a_client_cannot_hand_in_a_plan_of_its_own(self, engine: Engine) -> None:
         params = SamplingParams(max_tokens=1, extra_args={"steerserve": {"plan": ["x", []], "ticket": ""}})

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pydantic import BaseModel
 from torch import nn
+from vllm import PoolingParams, SamplingParams
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
+from vllm.inputs import EmbedsPrompt, TextPrompt, TokensPrompt
 from vllm.model_executor.offloader.prefetch import PrefetchOffloader
+from vllm.sampling_params import BeamSearchParams
 from vllm.v1.engine.input_processor import InputProcessor
 
 from steerserve.errors import CheckpointError, ConfigError, IncompatibleError
+from steerserve.server.names import means_us
 from steerserve_vllm import register, runner_v1, runner_v2, seams
 from steerserve_vllm.layers import find_layers, hook_points
 from steerserve_vllm.seams import FRONT_END_SEAMS, SEAMS, Seam
 from tests.support.models import VOCAB
 from tests.unit.catalogs import make_catalog
+
+# Of the requests that a server takes.
+PROTOCOLS = (
+    "anthropic", "generate.base", "generate.structured_decisions", "openai.chat_completion",
+    "openai.completion", "openai.models", "openai.responses", "pooling.base", "pooling.classify",
+    "pooling.embed", "pooling.pooling", "pooling.scoring", "scale_out.token_in_token_out", "serve.engine",
+    "serve.lora", "serve.tokenize", "speech_to_text.transcription", "speech_to_text.translation",
+)  # fmt: skip
 
 
 def test_registering_twice_wraps_once() -> None:
@@ -31,6 +45,25 @@ def test_registering_twice_wraps_once() -> None:
 
 def test_every_seam_fits_this_vllm() -> None:
     assert {seam.problem() for seam in (SEAMS | FRONT_END_SEAMS).values()} == {None}
+
+
+def test_no_name_that_vllm_declares_means_us() -> None:
+    modules = [importlib.import_module(f"vllm.entrypoints.{name}.protocol") for name in PROTOCOLS]
+    models = [
+        model
+        for module in modules
+        for model in vars(module).values()
+        if isinstance(model, type) and issubclass(model, BaseModel)
+    ]
+    names = {name for model in models for name in model.model_fields}
+    names |= {str(field.alias) for model in models for field in model.model_fields.values()}
+    for struct in (SamplingParams, BeamSearchParams, PoolingParams):
+        names |= {*struct.__struct_fields__, *vars(struct)}
+    for prompt in (TextPrompt, TokensPrompt, EmbedsPrompt):
+        names |= set(prompt.__annotations__)
+    assert {"messages", "stop", "structured_outputs", "input_schema", "extra_args", "prompt"} <= names
+    assert len(names) > 300
+    assert {name for name in names if means_us(name)} == set()
 
 
 def test_a_vllm_that_differs_is_refused_with_what_differs_and_what_was_tested(

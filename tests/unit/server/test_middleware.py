@@ -335,14 +335,43 @@ def test_a_client_that_leaves_mid_stream_cancels_the_app_and_the_report(
     assert engine.seen[0].ticket in state.collector._abandoned
 
 
-def test_a_websocket_message_with_steering_ends_the_session(state: SteeringState) -> None:
+@pytest.mark.parametrize("query", [b"steering={}", b"a=1&Stering=1", b"extra_body=%7B%22steering%22:1%7D"])
+def test_a_websocket_that_asks_in_its_query_never_begins(state: SteeringState, query: bytes) -> None:
+    sent: list[Message] = []
+
+    async def app(*_: Any) -> None:
+        raise AssertionError("reached")
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "websocket.connect"}
+
+    scope = {"type": "websocket", "path": "/v1/realtime", "headers": [], "query_string": query}
+    asyncio.run(SteeringMiddleware(app, state)(scope, receive, send))
+    assert [message["type"] for message in sent] == ["websocket.close"]
+
+
+@pytest.mark.parametrize(
+    "asks",
+    [
+        {"steering": STEERING},
+        {"session": {"steering": STEERING}},
+        {"Steering": STEERING},
+        {"interventions": []},
+    ],
+)
+def test_a_websocket_message_with_steering_ends_the_session(
+    state: SteeringState, asks: dict[str, Any]
+) -> None:
     seen: list[Message] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         while (message := await receive())["type"] != "websocket.disconnect":
             seen.append(message)
 
-    messages = iter([{"type": "session.update"}, {"type": "session.update", "steering": STEERING}])
+    messages = iter([{"type": "session.update"}, {"type": "session.update", **asks}])
 
     async def receive() -> Message:
         return {"type": "websocket.receive", "text": json.dumps(next(messages))}
