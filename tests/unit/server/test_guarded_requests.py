@@ -237,7 +237,7 @@ def test_a_client_that_leaves_before_a_whole_reply_is_on_record_as_one_that_left
     async def send(message: Any) -> None:
         pass
 
-    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "root_path": ""}
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/v1/completions", "root_path": ""}
     scope |= {"headers": [(b"content-type", b"application/json")], "query_string": b""}
     asyncio.run(SteeringMiddleware(app, state)(scope, receive, send))
     (carried,) = engine.seen
