@@ -68,7 +68,7 @@ class Carried:
     `unmatched` counts, by intervention, those of them whose prompt and reply its window cannot match.
     `merged` is what they took, `ends` where each of them ended; `refused` is why admission did not take one.
     `model` is the first name of the model, or its LoRA's, that they were for; None until then. `keep` is told
-    of the report where the reply can be read again.
+    of the report where the reply can be read again. `left`: the client was gone before the end.
     """
 
     spec: SteeringSpec | None = None
@@ -85,6 +85,7 @@ class Carried:
     refused: RequestError | None = None
     model: str | None = None
     keep: Callable[[dict[str, Any]], None] | None = None
+    left: bool = False
 
     def check(self, own: Plan, catalog: Catalog) -> None:
         """Hold what the request itself asks for to what its key may.

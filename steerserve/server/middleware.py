@@ -101,7 +101,7 @@ class SteeringMiddleware:
         if taken is None and not self.state.is_guarded:
             await self.app(scope, _replay(body, receive), send)
             return
-        await self._steer(scope, _replay(body, receive), send, carried)
+        await self._steer(scope, _noting_who_leaves(_replay(body, receive), carried), send, carried)
 
     async def _carried(self, scope: Scope) -> Carried:
         principal, enforcement = principal_of(scope), self.state.enforcement
@@ -197,6 +197,8 @@ class SteeringMiddleware:
         Raises: UnavailableError if the record cannot be written.
         """
         state, tally = self.state, None
+        if carried.left:
+            await carried.ends.settled()
         if carried.counts or state.recorder.log is not None:
             tally = await self._counted(carried)
         else:
@@ -246,6 +248,17 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return again
+
+
+def _noting_who_leaves(receive: Receive, carried: Carried) -> Receive:
+    """A `receive` that notes it if the client leaves, whatever the app then makes of its reply."""
+
+    async def noting() -> Message:
+        message = await receive()
+        carried.left = carried.left or message["type"] == "http.disconnect"
+        return message
+
+    return noting
 
 
 def _with_body(scope: Scope, document: dict[str, Any]) -> tuple[Scope, bytes]:

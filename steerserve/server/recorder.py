@@ -68,7 +68,9 @@ class Recorder:
         """
         if self.log is None or not carried.admitted:
             return
-        outcome: Outcome = "aborted" if aborted(carried.merged, tally) else "ok"
+        outcome: Outcome = "left" if carried.left else "ok"
+        if aborted(carried.merged, tally):
+            outcome = "aborted"
         problem = await self._write(self._record(scope, carried, outcome, tally, status=200))
         if problem is not None and self._strict and carried.merged.enforced:
             message = "expected to audit this request, and could not"

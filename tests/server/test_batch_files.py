@@ -87,6 +87,11 @@ def test_every_line_that_asks_in_a_wrong_way_has_an_error_of_its_own(
 def test_steering_in_vllm_xargs_is_honoured(replies: dict[str, dict[str, Any]]) -> None:
     assert text(replies["steered"]) != text(replies["plain"])
     assert replies["words"]["error"] is None
+    body = replies["steered"]["response"]["body"]
+    entries = body["steering"]["interventions"]
+    assert [entry["after"]["mean"] for entry in entries] == [30.0] * 4
+    assert {entry["tokens"] for entry in entries} == {body["usage"]["total_tokens"] - 2}
+    assert "steering" not in replies["plain"]["response"]["body"]
 
 
 @pytest.mark.parametrize("said", ["steered beams", "garbage", "garbage beams"])

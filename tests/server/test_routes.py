@@ -77,7 +77,8 @@ def test_chat_completions_whole_and_streamed(server: Server) -> None:
         )
     )
     check((chunks[-1].model_extra or {})["steering"])
-    assert chunks[-2].usage is not None
+    check((chunks[-2].model_extra or {})["steering"])
+    assert chunks[-1].usage is not None
 
 
 def test_responses_whole_and_streamed(server: Server) -> None:
@@ -196,6 +197,7 @@ def test_vllm_xargs_carry_steering_as_one_json_string(server: Server) -> None:
         "/v1/completions", {**asked, "vllm_xargs": {"steering": json.dumps(steering)}}
     ).json()
     assert by_xargs["choices"][0]["text"] == by_field["choices"][0]["text"]
+    assert by_xargs["steering"] == by_field["steering"]
 
 
 def test_a_report_is_left_out_where_it_is_not_wanted(server: Server) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.responses import JSONResponse
 
 from steerserve.access.principal import Principal
 from steerserve.audit import AuditLog
+from steerserve.carried import CARRIED
 from steerserve.catalog import Catalog
 from steerserve.errors import UnavailableError
 from steerserve.policy.enforcement import Enforcement
@@ -210,3 +213,35 @@ def test_what_two_policies_agree_on_is_reported_of_both(post: Client, tmp_path: 
     (tmp_path / "policies" / "q.yaml").write_text(json.dumps(document), encoding="utf-8")
     report = post("/v1/completions", {"steering": STEERING}).json()["steering"]
     assert [(entry["name"], entry["tokens"]) for entry in report["policies"]] == [("p", 4), ("q", 4)]
+
+
+def test_a_client_that_leaves_before_a_whole_reply_is_on_record_as_one_that_left(
+    state: SteeringState, engine: Engine, audit: Path
+) -> None:
+    """vLLM answers such a client with an empty reply, and ends its requests a moment later."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        carried = CARRIED.get()
+        assert carried is not None
+        engine.take((await receive())["body"])
+        carried.ends.begin("r")
+        assert (await receive())["type"] == "http.disconnect"
+        asyncio.get_running_loop().call_later(0.05, carried.ends.end, "r", 7)
+        await JSONResponse(None)(scope, receive, send)
+
+    messages = iter([{"type": "http.request", "body": b'{"prompt": "p"}'}, {"type": "http.disconnect"}])
+
+    async def receive() -> Any:
+        return next(messages)
+
+    async def send(message: Any) -> None:
+        pass
+
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/v1/completions", "root_path": ""}
+    scope |= {"headers": [(b"content-type", b"application/json")], "query_string": b""}
+    asyncio.run(SteeringMiddleware(app, state)(scope, receive, send))
+    (carried,) = engine.seen
+    assert carried is not None
+    assert engine.asked == [{carried.ticket: {"r": 7}}]
+    (line,) = records(audit)
+    assert (line["outcome"], line["tokens"]) == ("left", 4)

@@ -164,8 +164,9 @@ def test_the_token_map_and_the_count_fit_the_registers(compiled: Compile) -> Non
         History.blank(1).since,
     )  # fmt: skip
     kernels.count_triton(
-        Tallies(2).table, int32, int32, int64, int64, int64, PointBuffers(1, 32, 16), torch.zeros(8, 32, 2)
-    )
+        Tallies(2).table, Tallies(2).recent, int32, int32, int64, int64, int64, PointBuffers(1, 32, 16),
+        torch.zeros(8, 32, 2),
+    )  # fmt: skip
     assert own["fill"].registers > 0
     assert own["count"].registers > 0
     assert (own["fill"].stack, own["count"].stack) == (0, 0)
