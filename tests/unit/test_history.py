@@ -22,12 +22,13 @@ import steerserve.runtime.device
 from steerserve.catalog import Catalog
 from steerserve.compile import compile_plan
 from steerserve.plan import Plan, build_plan
+from steerserve.reach import can_match
 from steerserve.row import Effect, Row
 from steerserve.runtime import Runtime
 from steerserve.runtime.device import DeviceRuntime
 from steerserve.runtime.host import HostRuntime
-from steerserve.spec import parse_spec
-from steerserve.window import END
+from steerserve.spec import Where, parse_spec
+from steerserve.window import END, Window
 from tests.support.models import D_MODEL, VOCAB
 from tests.support.reference import touches
 from tests.unit.steer.interpreting import interpreted
@@ -145,6 +146,13 @@ def _condition(rng: random.Random, late: bool) -> dict[str, Any]:
 
 
 def _where(rng: random.Random) -> dict[str, Any]:
+    """A window that some prompt has; others are refused."""
+    while not can_match(Window.of(Where(**(where := _any_where(rng)))), SPECIAL, None):
+        pass
+    return where
+
+
+def _any_where(rng: random.Random) -> dict[str, Any]:
     where: dict[str, Any] = {"phase": rng.choice(["all", "all", "prompt", "generation"])}
     if rng.random() < 0.3:
         where["start"] = rng.randint(-6, 8)
