@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from .errors import ConfigError
 from .hookpoint import Site
+from .spec import first_problem
 
 __all__ = [
     "AuditConfig",
@@ -132,6 +133,12 @@ def parse_config(additional_config: Any) -> SteerserveConfig | None:
     try:
         return SteerserveConfig.model_validate(additional_config["steerserve"])
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in ("steerserve", *problem["loc"]))
-        raise ConfigError(f"{problem['msg']} - at {place} of the additional config") from None
+        problem = first_problem(error, ("steerserve",), _FIELDS)
+        raise ConfigError(f"{problem} of the additional config") from None
+
+
+_FIELDS = {
+    name
+    for model in (SteerserveConfig, SaeConfig, DirectionConfig, HarvestPoints, AuditConfig)
+    for name in model.model_fields
+}

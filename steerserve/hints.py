@@ -68,6 +68,10 @@ _MEANT = {
 }
 
 
+# As like as one letter too many or too few.
+_NEARLY = 0.85
+
+
 def hint_for(path: Sequence[str | int], top: Collection[str] = _TOP) -> str:
     """What was meant by the unknown key at the end of a path; empty where nobody can tell.
 
@@ -81,8 +85,11 @@ def hint_for(path: Sequence[str | int], top: Collection[str] = _TOP) -> str:
     if meant is not None:
         why = ", which stands at a layer of its own" if meant == "sae" else ""
         return f"; did you mean `{meant}`{why}?"
+    if close := difflib.get_close_matches(key, known, n=1, cutoff=_NEARLY):
+        return f"; did you mean `{close[0]}`?"
     if (place := _place_of(key, parent, top)) is not None:
-        return f"; `{key}` belongs {place}"
+        said = next((name for name in _INTERVENTION if key in _MEANT.get(name, ())), key)
+        return f"; `{said}` belongs {place}"
     close = difflib.get_close_matches(key, known, n=1)
     return f"; did you mean `{close[0]}`?" if close else ""
 
@@ -97,6 +104,7 @@ def _place_of(key: str, parent: str, top: Collection[str]) -> str | None:
         return "in `when`"
     if parent in ("where", "when") and key in _INTERVENTION:
         return f"beside `{parent}`"
-    if parent == "" and key in (*_INTERVENTION, *_WHERE):
+    meant = {word for name in _INTERVENTION for word in (name, *_MEANT.get(name, ()))}
+    if parent == "" and (key in meant or key in _WHERE):
         return "in an entry of `interventions`"
     return None

@@ -74,9 +74,12 @@ class Window:
 
     @property
     def is_everywhere(self) -> bool:
-        """Whether it includes every position, whatever the prompt's length; token ids may matter."""
+        """Whether it includes every position, whatever the prompt's length; token ids may matter.
+
+        A window that leaves special tokens alone does not at the end of the prompt.
+        """
         placed = self.positions or self.exclude_positions or self.start is not None or self.stop is not None
-        return self.phase == "all" and not placed
+        return self.phase == "all" and self.special_tokens and not placed
 
     def phase_span(self, prompt_len: int) -> tuple[int, int]:
         """Half-open range of positions of the phase. Generation starts at the last prompt token."""

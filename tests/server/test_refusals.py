@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from steerserve.server.routing import CARRYING
-from tests.server.conftest import KEY, Server
+from tests.server.conftest import KEY, MAX_LENGTH, Server
+from tests.support.models import VOCAB
 
 GOOD = {"interventions": [{"feature": 5, "op": "clamp", "value": 8.0}]}
 AT = "$.steering.interventions[0]"
@@ -40,6 +41,11 @@ MALFORMED: list[tuple[Any, str]] = [
     (change(op="melt"), f"{AT}.op"),
     (change(where={"phase": "now"}), f"{AT}.where.phase"),
     (change(where={"positions": [0.5]}), f"{AT}.where.positions[0]"),
+    (change(where={"positions": [1, MAX_LENGTH]}), f"{AT}.where.positions[1]"),
+    (change(where={"tokens": [VOCAB]}), f"{AT}.where.tokens[0]"),
+    (change(where={"start": 3, "stop": 3}), f"{AT}.where"),
+    (change(feature="5"), f"{AT}.feature"),
+    (change(strength=3.0), f"{AT}.strength"),
     (change(when={"feature": 500, "above": 0}), f"{AT}.when.feature"),
     ({"interventions": GOOD["interventions"] * 2}, "$.steering.interventions[1]"),
     (
@@ -124,6 +130,25 @@ def test_options_beside_which_steering_means_nothing_are_named(
     reply = send(server, "/v1/completions", GOOD, prompt="w5", **{option: value})
     assert reply.status_code == 400
     assert reply.json()["error"]["param"].startswith(f"$.{option}")
+
+
+def test_an_object_by_xargs_is_refused_in_one_sentence_on_every_route(
+    server: Server, post_routes: list[str]
+) -> None:
+    """vLLM's own answer is a line for each form that an extra argument may have."""
+    read = [path for path in post_routes if path in CARRYING and path != "/inference/v1/generate"]
+    assert "/v1/completions" in read
+    for path in read:
+        reply = server.post(path, {"model": "tiny", "prompt": "w5", "vllm_xargs": {"steering": GOOD}})
+        error = reply.json()["error"]
+        assert reply.status_code == 400, path
+        if error["message"].startswith(
+            "expected `vllm_xargs.steering` to be a string of JSON, got an object"
+        ):
+            assert error["param"] == "$.vllm_xargs.steering"
+        else:
+            # A route that reads no such arguments at all.
+            assert "nothing reads it there" in error["message"], (path, error)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -109,6 +109,41 @@ def test_several_prompts_and_several_samples_are_reported_as_one(server: Server)
     check((reply.model_extra or {})["steering"], requests=4)
 
 
+@pytest.mark.parametrize(
+    ("where", "warning"),
+    [
+        ({"phase": "prompt", "start": 2}, "some token of each of 2 prompts, got none of 1 of them"),
+        ({"phase": "prompt", "start": 3}, "some token of this request, got none"),
+        ({"start": 3 + GENERATED - 1}, "some token of this request, got none"),
+        ({"phase": "generation", "start": GENERATED - 1}, None),
+    ],
+)
+def test_a_window_that_matches_nothing_of_a_prompt_is_told_in_the_report(
+    server: Server, where: dict[str, Any], warning: str | None
+) -> None:
+    steering = {"interventions": [CLAMP, {**IN_GENERATION, "where": where}]}
+    reply = server.openai.completions.create(
+        model="tiny", prompt=[[5, 6, 7], [8, 9]], max_tokens=GENERATED, extra_body={"steering": steering}
+    )
+    report = (reply.model_extra or {})["steering"]
+    wanted = f"expected a window that includes {warning} - at $.steering.interventions[1].where"
+    assert report.get("warnings") == ([wanted] if warning else None)
+
+
+def test_one_feature_has_one_value_in_the_prompt_and_another_in_the_reply(server: Server) -> None:
+    before = {**CLAMP, "where": {"phase": "prompt", "stop": -1}}
+    after = {**CLAMP, "value": 3.0, "where": {"phase": "generation"}}
+    reply = server.openai.completions.create(
+        model="tiny",
+        prompt=[*range(20, 40), 5, 6, 7],
+        max_tokens=GENERATED,
+        extra_body={"steering": {"interventions": [after, before]}},
+    )
+    first, second = (reply.model_extra or {})["steering"]["interventions"]
+    assert (first["tokens"], first["after"]) == (GENERATED, {"mean": 3.0, "max": 3.0})
+    assert (second["tokens"], second["after"]) == (22, {"mean": 8.0, "max": 8.0})
+
+
 def test_logprobs_and_echo_stand_beside_steering(server: Server) -> None:
     reply = server.openai.completions.create(
         model="tiny",

@@ -51,6 +51,7 @@ def test_an_unknown_key_hints_at_what_is_meant(changed: dict[str, Any], says: st
     [
         ({"edits": []}, "did you mean `interventions`?"),
         ({"feature": 3, "op": "ablate"}, "`feature` belongs in an entry of `interventions`"),
+        ({"interventions": [], "strength": 2}, "`value` belongs in an entry of `interventions`"),
         ({"interventions": [], "raport": True}, "did you mean `report`?"),
         ([GOOD], 'expected `steering` to be an object {"interventions": […]}, got a list'),
     ],

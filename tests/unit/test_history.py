@@ -146,7 +146,8 @@ def _condition(rng: random.Random, late: bool) -> dict[str, Any]:
 
 
 def _where(rng: random.Random) -> dict[str, Any]:
-    while not can_match(Window.of(Where(**(where := _any_where(rng)))), (0, 1, 2), None):
+    """A window that some prompt has; others are refused."""
+    while not can_match(Window.of(Where(**(where := _any_where(rng)))), SPECIAL, None):
         pass
     return where
 

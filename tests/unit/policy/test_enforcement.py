@@ -237,7 +237,11 @@ def test_windows_of_both_together_are_bounded(catalog: Catalog, home: Path) -> N
 
 
 def test_what_depends_on_positions_says_so(catalog: Catalog, home: Path) -> None:
+    write(home, interventions=[ABLATE | {"where": {"special_tokens": True}}])
     assert not Enforcement(home, catalog).current().depends_on_position
+    # The special token that ends a prompt is steered, one that a beam has left behind is not.
+    write(home, interventions=[ABLATE])
+    assert Enforcement(home, catalog).current().depends_on_position
     write(home, interventions=[ABLATE | {"where": {"phase": "generation"}}])
     assert Enforcement(home, catalog).current().depends_on_position
     clamp = {"sae": "jump", "feature": 3, "op": "clamp", "value": 1.0}

@@ -160,9 +160,10 @@ def test_a_reply_that_could_not_be_recorded_is_not_given(
 
 
 def test_beam_search_is_refused_only_where_positions_matter(post: Client, tmp_path: Path) -> None:
+    change = {"feature": 9, "op": "clamp", "value": 0.0}
+    write(tmp_path / "policies", interventions=[{**change, "where": {"special_tokens": True}}], watch=[])
     assert post("/v1/completions", {"use_beam_search": True}).status_code == 200
-    window = {"feature": 9, "op": "clamp", "value": 0.0, "where": {"phase": "generation"}}
-    write(tmp_path / "policies", interventions=[window])
+    write(tmp_path / "policies", interventions=[{**change, "where": {"phase": "generation"}}])
     reply = post("/v1/completions", {"use_beam_search": True})
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, "$.use_beam_search")
 
