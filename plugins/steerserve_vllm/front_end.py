@@ -56,12 +56,13 @@ def _wrap_attach(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _wrap_run_request(original: Callable[..., Any]) -> Callable[..., Any]:
-    async def run_request(serving_engine_func: Any, request: Any, tracker: Any) -> Any:
+    # vLLM 0.32 hands over what counts the lines that are done; later ones count them where they call this.
+    async def run_request(serving_engine_func: Any, request: Any, *trackers: Any) -> Any:
         if "steering" not in (getattr(request.body, "model_extra", None) or {}):
             # Policies for a route hold for a line of a batch file that names it.
             token = CARRIED.set(Carried(caller=Caller(route=request.url)))
             try:
-                return await original(serving_engine_func, request, tracker)
+                return await original(serving_engine_func, request, *trackers)
             finally:
                 CARRIED.reset(token)
         from vllm.entrypoints.launchers.run_batch import make_error_request_output
@@ -70,7 +71,8 @@ def _wrap_run_request(original: Callable[..., Any]) -> Callable[..., Any]:
             "expected `steering` of a batch file in `vllm_xargs`, as JSON text", reason="route"
         )
         count_rejection(error.reason)
-        tracker.completed()
+        for tracker in trackers:
+            tracker.completed()
         return make_error_request_output(request, error_msg=str(error))
 
     return run_request
