@@ -122,5 +122,5 @@ def _of_speculation(vllm_config: Any, config: SteerserveConfig | None) -> Iterat
     )
     yield (
         speculative.rejection_sample_method in _LOSSY,
-        f"rejection_sample_method {speculative.rejection_sample_method} accepts drafts that steering excludes",
+        f"{speculative.rejection_sample_method} rejection sampling accepts drafts that steering rules out",
     )

@@ -90,7 +90,7 @@ CASES = [
     ),
     refused(
         "lossy acceptance of drafts",
-        "accepts drafts that steering excludes",
+        "accepts drafts that steering rules out",
         speculating(
             method="ngram",
             prompt_lookup_max=2,

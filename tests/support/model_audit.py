@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import ast
+import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from .vllm_sources import Definition, Sources
 
@@ -32,19 +34,40 @@ def architectures(sources: Sources) -> dict[str, list[Definition]]:
     return found
 
 
-def flagged(sources: Sources) -> dict[str, tuple[set[str], set[str]]]:
-    """What is flagged, by its path: why, and the architectures that reach it."""
-    found: dict[str, tuple[set[str], set[str]]] = {}
-    known: dict[Definition, set[str]] = {}
-    for architecture, classes in architectures(sources).items():
-        for definition in sources.reached(classes, _WITHIN):
-            if definition not in known:
-                known[definition] = set(flags(definition))
-            if known[definition]:
-                whys, reaching = found.setdefault(definition.path, (set(), set()))
-                whys |= known[definition]
-                reaching.add(architecture)
+def flagged(root: Path) -> dict[str, tuple[set[str], set[str]]]:
+    """What is flagged, by its path: why, and the architectures that reach it.
+
+    Args: root: the folder that holds `vllm/`.
+    """
+    # Millions of nodes, none of which is garbage.
+    gc.disable()
+    try:
+        return _flagged(Sources(root, _WITHIN))
+    finally:
+        gc.enable()
+
+
+def _flagged(sources: Sources) -> dict[str, tuple[set[str], set[str]]]:
+    every = architectures(sources)
+    edges = sources.edges(d for classes in every.values() for d in classes)
+    for definition, named in edges.items():
+        # One architecture may build another by its name.
+        named.update(d for text in definition.strings & every.keys() for d in every[text])
+    whys = {definition: why for definition in edges if (why := set(flags(definition)))}
+    found: dict[str, tuple[set[str], set[str]]] = {d.path: (why, set()) for d, why in whys.items()}
+    for architecture, classes in every.items():
+        for definition in _reached(classes, edges) & whys.keys():
+            found[definition.path][1].add(architecture)
     return found
+
+
+def _reached(start: Iterable[Definition], edges: Mapping[Definition, set[Definition]]) -> set[Definition]:
+    seen, todo = set(start), list(start)
+    while todo:
+        new = edges[todo.pop()] - seen
+        seen |= new
+        todo += new
+    return seen
 
 
 def flags(definition: Definition) -> Iterator[str]:
@@ -52,7 +75,7 @@ def flags(definition: Definition) -> Iterator[str]:
     names = {name.lower() for name in definition.names}
     if "MoEOutput" in definition.names or any("reduce" in n and "norm" in n for n in names):
         yield "a deferred all-reduce"
-    if any(_leaves_partial(node) for node in ast.walk(definition.node)) and not _is_experts(definition):
+    if any(map(_leaves_partial, definition.nodes)) and not _is_experts(definition):
         yield "reduce_results=False"
     if _is_of_the_stream(definition) and any(part in n for n in names for part in _SPLITS):
         yield "sequence parallelism"
@@ -60,9 +83,13 @@ def flags(definition: Definition) -> Iterator[str]:
         yield "fast prefill"
 
 
-def _leaves_partial(node: ast.AST) -> bool:
+def _leaves_partial(node: Any) -> bool:
     """`reduce_results=` anything but True, or what the caller says: then it is the caller that is asked."""
-    if not isinstance(node, ast.keyword) or node.arg != "reduce_results":
+    if isinstance(node, ast.keyword):
+        said = node.arg == "reduce_results"
+    else:
+        said = isinstance(node, ast.Assign) and getattr(node.targets[0], "attr", "") == "reduce_results"
+    if not said:
         return False
     value = node.value
     passed_on = isinstance(value, ast.Name) and value.id == "reduce_results"
@@ -83,7 +110,7 @@ def _is_of_the_stream(definition: Definition) -> bool:
 
 def main() -> None:
     """Print what is flagged in the vLLM of a folder."""
-    for path, (whys, reaching) in sorted(flagged(Sources(Path(sys.argv[1]))).items()):
+    for path, (whys, reaching) in sorted(flagged(Path(sys.argv[1])).items()):
         print(f"{path}: {', '.join(sorted(whys))} ({', '.join(sorted(reaching))})")
 
 

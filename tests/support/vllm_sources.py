@@ -6,10 +6,12 @@ So one version is read while another is installed, and so is a model whose kerne
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 __all__ = ["Definition", "Sources"]
 
@@ -31,17 +33,37 @@ class Definition:
         return f"{self.module.removeprefix('vllm.')}:{self.name}"
 
     @cached_property
+    def nodes(self) -> tuple[ast.AST, ...]:
+        """Every node of it, those apart that only say how a name is used."""
+        found, todo = [], [self.node]
+        while todo:
+            node = todo.pop()
+            found.append(node)
+            for value in vars(node).values():
+                if isinstance(value, list):
+                    todo += [item for item in value if isinstance(item, ast.AST)]
+                elif isinstance(value, ast.AST) and not isinstance(value, ast.expr_context):
+                    todo.append(value)
+        return tuple(found)
+
+    @cached_property
     def names(self) -> frozenset[str]:
         """Every identifier in it: names, attributes and keywords."""
-        found: set[str] = set()
-        for node in ast.walk(self.node):
-            if isinstance(node, ast.Name):
-                found.add(node.id)
-            elif isinstance(node, ast.Attribute):
-                found.add(node.attr)
-            elif isinstance(node, ast.keyword) and node.arg:
-                found.add(node.arg)
-        return frozenset(found)
+        found = (_NAMED[type(node)](node) for node in self.nodes if type(node) in _NAMED)
+        return frozenset(name for name in found if name)
+
+    @cached_property
+    def strings(self) -> frozenset[str]:
+        """Every text in it."""
+        constants = (node.value for node in self.nodes if isinstance(node, ast.Constant))
+        return frozenset(value for value in constants if isinstance(value, str))
+
+
+_NAMED: dict[type[ast.AST], Callable[[Any], str | None]] = {
+    ast.Name: attrgetter("id"),
+    ast.Attribute: attrgetter("attr"),
+    ast.keyword: attrgetter("arg"),
+}
 
 
 class _Module:
@@ -82,11 +104,13 @@ class _Module:
 class Sources:
     """The package `vllm` in a folder.
 
-    Args: root: the folder that holds `vllm/`, such as `site-packages`, or where a wheel was unpacked.
+    Args:
+        root: the folder that holds `vllm/`, such as `site-packages`, or where a wheel was unpacked.
+        within: what the names of modules begin with that are read.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, within: tuple[str, ...] = ("vllm",)) -> None:
+        self.root, self._within = root, within
         self._module = lru_cache(maxsize=None)(self._load)
         # One object for each definition, so that what is found out about it is found out once.
         self.find = lru_cache(maxsize=None)(self._find)
@@ -105,7 +129,7 @@ class Sources:
             return []
         if name in loaded.definitions:
             return [Definition(module, name, loaded.definitions[name])]
-        places = [place for place in loaded.imports.get(name, ()) if place[0].startswith("vllm")]
+        places = [place for place in loaded.imports.get(name, ()) if place[0].startswith(self._within)]
         return [found for place, original in places for found in self.find(place, original)]
 
     def function(self, module: str, dotted: str) -> _Function | None:
@@ -141,17 +165,15 @@ class Sources:
         loaded = self._module(module)
         return set() if loaded is None else loaded.definitions.keys() | loaded.imports.keys()
 
-    def reached(self, start: Iterable[Definition], within: tuple[str, ...]) -> set[Definition]:
-        """What these definitions name, and what that names, and so on, inside of some packages."""
-        todo, seen = list(start), set(start)
+    def edges(self, start: Iterable[Definition]) -> dict[Definition, set[Definition]]:
+        """What each definition names, of these and of all that they lead to."""
+        todo, found = list(start), dict[Definition, set[Definition]]()
         while todo:
             current = todo.pop()
-            for name in current.names:
-                for found in self.find(current.module, name):
-                    if found not in seen and found.module.startswith(within):
-                        seen.add(found)
-                        todo.append(found)
-        return seen
+            if current not in found:
+                found[current] = {d for name in current.names for d in self.find(current.module, name)}
+                todo += found[current]
+        return found
 
     def mapping(self, module: str, name: str) -> Mapping[str, tuple[str, str]]:
         """A table of the model registry: architecture → (module, class)."""
