@@ -21,7 +21,7 @@ def register() -> None:
         return
     from steerserve.errors import IncompatibleError
 
-    from . import admission, ending, prefix_cache, runner_v1, seams, worker
+    from . import admission, compile_key, ending, prefix_cache, runner_v1, seams, worker
 
     _registered = True
     try:
@@ -31,6 +31,7 @@ def register() -> None:
         return
     admission.install()
     prefix_cache.install()
+    compile_key.install()
     runner_v1.install()
     ending.install()
     worker.install()

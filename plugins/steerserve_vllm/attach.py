@@ -24,10 +24,12 @@ logger = init_logger("vllm.steerserve")
 
 @dataclass(frozen=True)
 class Attached:
-    """What a worker holds: the steering state of its model, and what harvests there, if anything does."""
+    """What a worker holds: the steering state of its model, what harvests there, if anything does, and where
+    the op is."""
 
     runtime: Runtime
     capture: Capture | None
+    points: tuple[int, ...] = ()
 
 
 def attached_to(owner: Any) -> Attached | None:
@@ -84,7 +86,7 @@ def attach(owner: Any, vllm_config: Any, model: Any, device: Any) -> Attached | 
     harvested_here = {point: hook for point, hook in harvested.items() if point in here}
     if harvested_here and _is_first_rank(vllm_config):
         capture = Capture(harvested_here, catalog.special_tokens)
-    attached = Attached(runtime, capture)
+    attached = Attached(runtime, capture, tuple(here))
     setattr(owner, _ATTRIBUTE, attached)
     bind(owner, runtime, capture)
     return attached
