@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from .saes import load_sae
-
 Intervention = dict[str, Any]
 Steering = list[Intervention] | dict[str, Any]
 _EDIT: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -45,6 +43,9 @@ class Reference:
         directions: dict[str, tuple[Tensor, int]] | None = None,
         special: frozenset[int] = frozenset({0, 1, 2}),
     ) -> None:
+        # Not at the top: what needs no SAE of SAELens' works where it is not installed.
+        from .saes import load_sae
+
         self.model = AutoModelForCausalLM.from_pretrained(model, attn_implementation="eager").float().eval()
         self.saes = {name: (load_sae(folder), point) for name, (folder, point) in saes.items()}
         self.directions = directions or {}
