@@ -141,7 +141,9 @@ def waits(device: str) -> dict[str, Any]:
         run(device, steps=100)
     torch.cuda.set_sync_debug_mode("default")
     root = str(Path(__file__).parents[2])
-    places = Counter(f"{w.filename.removeprefix(root)}:{w.lineno}" for w in said if "synchroniz" in str(w.message))
+    places = Counter(
+        f"{w.filename.removeprefix(root)}:{w.lineno}" for w in said if "synchroniz" in str(w.message)
+    )
     return {"waits": places.most_common(30)}
 
 

@@ -24,11 +24,11 @@ logger = init_logger("vllm.steerserve")
 
 @dataclass(frozen=True)
 class Attached:
-    """What a worker holds: the steering state of its model, what harvests there, if anything does, and where
-    the op is."""
+    """What a worker holds: the steering state of its model, and what harvests there, if anything does."""
 
     runtime: Runtime
     capture: Capture | None
+    # Where the op was put, by the index of the hook point.
     points: tuple[int, ...] = ()
 
 

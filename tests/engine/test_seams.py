@@ -14,11 +14,9 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.engine.input_processor import InputProcessor
 
 from steerserve.errors import CheckpointError, ConfigError, IncompatibleError
-from steerserve_vllm import register, seams, setup
+from steerserve_vllm import register, seams
 from steerserve_vllm.layers import find_layers, hook_points
 from steerserve_vllm.seams import FRONT_END_SEAMS, SEAMS, Seam
-from tests.support.saes import make_sae
-from tests.support.vllm_configs import engine_config
 
 
 def test_registering_twice_wraps_once() -> None:
@@ -90,27 +88,6 @@ def test_what_cannot_be_served_exactly_is_refused_before_the_engine_starts(
     ).create_engine_config()
     with pytest.raises(error, match=says):
         InputProcessor(config)
-
-
-def test_the_compiled_graphs_key_knows_where_the_files_of_an_sae_hook_it(
-    models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    register()
-
-    def key(layer: int | None) -> str:
-        if layer is not None:
-            make_sae(tmp_path, "jumprelu", layer, seed=1)
-        # As a new process would: what is served is opened once in each.
-        monkeypatch.setattr(setup, "_catalogs", {})
-        own = {"saes": [{"name": "a", "path": str(tmp_path)}]}
-        return engine_config(models("llama"), additional_config={"steerserve": own}).compute_hash()
-
-    first = key(1)
-    assert key(None) == first
-    assert key(2) != first
-    assert key(1) == first
-    unsteered = engine_config(models("llama"), additional_config={})
-    assert unsteered.compute_hash() == VllmConfig.compute_hash.__wrapped__(unsteered)  # type: ignore[attr-defined]
 
 
 class _Layer(nn.Module):
