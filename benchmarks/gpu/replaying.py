@@ -1,15 +1,16 @@
 """A small decoder with the op behind two layers, run from graphs and eagerly, on requests that come and go.
 
-Two runtimes are told the same. One's forward passes are replays of graphs that were recorded once a size, as vLLM's
-are; the other's run as Python says. Every output has to be the same to the last bit.
+Two runtimes are told the same. One's forward passes are replays of graphs that were recorded once a size, as
+vLLM's are; the other's run as Python says. Every output has to be the same to the last bit.
 """
 
 from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ class _Trial:
         from tests.unit.test_history import random_request
 
         self.rigs, self.device, self.rng = rigs, device, random.Random(0)
-        self._new = lambda name: random_request(self.rng, catalog, name)
+        self._new: Callable[[str], Any] = partial(random_request, self.rng, catalog)
         self.live: list[_Request] = []
         self.begun = 0
         self.apart = torch.zeros((), dtype=torch.int64, device=device)

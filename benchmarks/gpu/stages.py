@@ -1,7 +1,7 @@
 """What a borrowed GPU is asked, one question a process: `python -m benchmarks.gpu.stages NAME --device cuda`.
 
-Each prints what it found as one line of JSON. With `--device cpu` the kernels run in Triton's interpreter, on sizes that it
-can do: what can go wrong without a GPU has then gone wrong.
+Each prints what it found as one line of JSON. With `--device cpu` the kernels run in Triton's interpreter, on
+sizes that it can do: what can go wrong without a GPU has then gone wrong.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ _EVERYTHING: list[dict[str, Any]] = [
     {"sae": "std", "feature": 7, "op": "ablate"},
     {"sae": "std", "feature": 8, "op": "at_most", "value": 0.5},
     {"direction": "north", "op": "add", "value": 4.0},
-    {"sae": "jump", "feature": 9, "op": "at_least", "value": 1.0, "when": [{"sae": "std", "feature": 1, "above": 0.2}]},
+    {"sae": "jump", "feature": 9, "op": "at_least", "value": 1.0,
+     "when": [{"sae": "std", "feature": 1, "above": 0.2}]},
 ]  # fmt: skip
 
 
@@ -87,13 +88,15 @@ def kernels(device: str) -> dict[str, Any]:
 
 def schedule(device: str) -> dict[str, Any]:
     """The scheduler of whims of the unit tests: what a runtime decides against plain Python."""
+    from tests.support.models import D_MODEL
     from tests.unit import test_history as history
 
     class OnDevice(history.Scheduler):
         """Its steps' tensors lie where the model runner's would."""
 
         def _begin(self, spans: Any, drafts: Any, ids: list[int]) -> None:
-            runtime, begin_step = self.runtime, self.runtime.begin_step
+            runtime: Any = self.runtime
+            begin_step = runtime.begin_step
             runtime.begin_step = lambda names, *parts: begin_step(names, *(p.to(device) for p in parts))
             super()._begin(spans, drafts, ids)
             del runtime.begin_step
@@ -103,14 +106,15 @@ def schedule(device: str) -> dict[str, Any]:
             return super()._forward(spans, drafts, ids, there, owners)
 
         def _close_step(self, spans: Any, rejected: Any) -> None:
-            runtime, settle = self.runtime, self.runtime.settle
+            runtime: Any = self.runtime
+            settle = runtime.settle
             runtime.settle = lambda *now: settle(*(part.to(device) for part in now))
             super()._close_step(spans, rejected)
             del runtime.settle
 
     events: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
-        catalog = small_catalog(Path(folder), history.D_MODEL)
+        catalog = small_catalog(Path(folder), D_MODEL)
         runtime = DeviceRuntime(catalog, history.POINTS, device=device, **history._sizes())
         for case in range(100 if device != "cpu" else 2):
             rng = random.Random(case)
