@@ -17,6 +17,7 @@ __all__ = [
     "ATTRIBUTES",
     "COHERE_SEAMS",
     "FRONT_END_SEAMS",
+    "ONLY",
     "SEAMS",
     "SETTINGS",
     "TENSOR_PARALLEL_MODELS",
@@ -234,6 +235,15 @@ SETTINGS: dict[str, tuple[str, ...]] = {
         "scheduler_cls",
     ),
     "vllm.config.speculative:SpeculativeConfig": ("method", "rejection_sample_method"),
+}
+
+# What only some release series have, and is read only there.
+ONLY: dict[str, dict[str, tuple[str, ...]]] = {
+    "0.32": {"vllm.envs:": ("VLLM_ROCM_MONO_DECODE",)},
+    "0.33": {
+        "vllm.config.kernel:KernelConfig": ("monokernel",),
+        "vllm.config.vllm:VllmConfig": ("kernel_config",),
+    },
 }
 
 # What is read, called or passed by name elsewhere, by the class (or, without a name, the module) that has it.

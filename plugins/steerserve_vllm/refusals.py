@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import vllm
 from vllm import envs
 
 from steerserve.config import SteerserveConfig, parse_config
 
-from .compat import TENSOR_PARALLEL_MODELS
+from .compat import TENSOR_PARALLEL_MODELS, series
 
 __all__ = ["refusals"]
 
@@ -48,10 +49,23 @@ def _of_engine(vllm_config: Any, config: SteerserveConfig | None) -> Iterator[Re
         "a scheduler of your own may not end the requests that a condition ends",
     )
     yield _prefetches(vllm_config.offload_config), "offloading with prefetch replaces the layers' forward"
+    yield (
+        _decodes_elsewhere(vllm_config),
+        "kernels that decode whole layers leave out what is hooked behind them (monokernel, decode_backend)",
+    )
 
 
 def _prefetches(offload: Any) -> bool:
     return bool(offload.offload_backend == "prefetch" or offload.prefetch.offload_group_size > 0)
+
+
+def _decodes_elsewhere(vllm_config: Any) -> bool:
+    """Whether a model may run decode steps by another path than its layers, which the guard never sees."""
+    if vllm_config.additional_config.get("decode_backend") is not None:
+        return True
+    if series(vllm.__version__) == "0.32":
+        return bool(envs.VLLM_ROCM_MONO_DECODE)
+    return bool(vllm_config.kernel_config.monokernel)
 
 
 def _of_runner(vllm_config: Any, config: SteerserveConfig | None) -> Iterator[Refusal]:
