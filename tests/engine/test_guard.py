@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from steerserve.errors import IncompatibleError
-from steerserve_vllm.guard import Sight, check_stream
+from steerserve_vllm.guard import Sight, _check_classes, check_stream
 from tests.support import fork_server
 from tests.support.one import OneAtATime
 
@@ -38,6 +38,17 @@ def test_a_model_that_splits_or_defers_the_stream_does_not_start(
     done = fork_server.run("-m", "tests.support.faulty", *words, folder=tmp_path, timeout=240)
     assert done.returncode != 0
     assert says in done.stderr, done.stderr[-4000:]
+
+
+class DeepseekV32ForCausalLM(torch.nn.Linear):
+    """Named as vLLM's, which is what is looked at: also inside of a model that was built by its configuration."""
+
+
+def test_a_part_of_a_model_that_defers_the_all_reduce_is_known_by_its_class() -> None:
+    _check_classes(torch.nn.Sequential(torch.nn.Linear(2, 2)))
+    inside = torch.nn.Sequential(torch.nn.Linear(2, 2), type("Steered", (DeepseekV32ForCausalLM,), {})(2, 2))
+    with pytest.raises(IncompatibleError, match="DeepseekV32ForCausalLM: its layers leave the all-reduce"):
+        _check_classes(inside)
 
 
 def _sight(rows: int, added: int | None = None) -> list[Sight]:
