@@ -41,7 +41,7 @@ def test_a_model_that_splits_or_defers_the_stream_does_not_start(
 
 
 class DeepseekV32ForCausalLM(torch.nn.Linear):
-    """Named as vLLM's, which is what is looked at: also inside of a model that was built by its configuration."""
+    """Named as vLLM's, which is what is looked at, also inside of a model that another one builds."""
 
 
 def test_a_part_of_a_model_that_defers_the_all_reduce_is_known_by_its_class() -> None:
