@@ -38,19 +38,21 @@ def series(version: str) -> str:
 
 @dataclass(frozen=True)
 class Seam:
-    """A function of vLLM's that is wrapped or called by position.
+    """A function of vLLM's that is wrapped or called.
 
     Args:
         module: where it is.
         name: its dotted name there.
         parameters: the first ones, in their order.
         further: by release series, those that follow only there.
+        keywords: those that are given by name, wherever they stand.
     """
 
     module: str
     name: str
     parameters: tuple[str, ...]
     further: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    keywords: tuple[str, ...] = ()
 
     def owner(self) -> Any:
         """The module or class that holds the function."""
@@ -76,6 +78,8 @@ class Seam:
         expected = self.expected(vllm.__version__)
         if found[: len(expected)] != expected:
             return f"{self.module}.{self.name} takes {found}, expected it to begin with {expected}"
+        if missing := [name for name in self.keywords if name not in found]:
+            return f"{self.module}.{self.name} takes {found}, expected {missing} too"
         return None
 
 
@@ -112,6 +116,12 @@ SEAMS = {
         "Scheduler.update_from_output",
         ("self", "scheduler_output", "model_runner_output"),
     ),
+    "dummy_run": Seam(
+        _RUNNER,
+        "GPUModelRunner._dummy_run",
+        ("self", "num_tokens"),
+        keywords=("is_profile", "skip_eplb"),
+    ),
     "compile_key": Seam("vllm.config.vllm", "VllmConfig.compute_hash", ("self", "include_version")),
 }
 
@@ -121,6 +131,12 @@ V2_SEAMS = {
         "vllm.v1.worker.gpu.model_states", "resolve_model_state_cls", ("vllm_config", "model")
     ),
     "finish_requests": Seam(_RUNNER_V2, "GPUModelRunner.finish_requests", ("self", "scheduler_output")),
+    "dummy_run_v2": Seam(
+        _RUNNER_V2,
+        "GPUModelRunner._dummy_run",
+        ("self", "num_tokens"),
+        keywords=("is_profile", "skip_attn", "skip_eplb"),
+    ),
     "sample_tokens_v2": Seam(_RUNNER_V2, "GPUModelRunner.sample_tokens", ("self", "grammar_output")),
     **{
         name: Seam("vllm.v1.worker.gpu.model_states.interface", f"ModelState.{name}", ("self", *parameters))
@@ -332,7 +348,6 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "vllm.v1.worker.cpu_worker:CPUWorker": ("compile_or_warm_up_model", "model_runner"),
     "vllm.v1.worker.gpu_worker:Worker": ("compile_or_warm_up_model", "model_runner"),
     f"{_RUNNER}:GPUModelRunner": (
-        "_dummy_run",
         "device",
         "get_model",
         "input_batch",
@@ -346,7 +361,6 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "vllm.sequence:IntermediateTensors": ("__init__", "items"),
     "vllm.v1.worker.gpu_input_batch:InputBatch": ("num_computed_tokens_cpu", "req_ids"),
     f"{_RUNNER_V2}:GPUModelRunner": (
-        "_dummy_run",
         "get_model",
         "max_num_tokens",
         "model_config",

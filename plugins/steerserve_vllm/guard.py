@@ -81,9 +81,9 @@ def _run(runner: Any, tokens: int) -> None:
     """A forward pass as vLLM runs it to measure memory: without attention, and not from a graph."""
     if attached_to(runner) is not None:
         _make_intermediates(runner)
-        runner._dummy_run(tokens, is_profile=True)
+        runner._dummy_run(tokens, is_profile=True, skip_eplb=True)
     else:
-        runner._dummy_run(tokens, is_profile=True, skip_attn=True)
+        runner._dummy_run(tokens, is_profile=True, skip_attn=True, skip_eplb=True)
 
 
 def _make_intermediates(runner: Any) -> None:

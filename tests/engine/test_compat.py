@@ -43,8 +43,9 @@ def test_every_wrapped_function_has_the_parameters_that_are_relied_on(sources: S
         function = sources.function(seam.module, seam.name)
         expected = seam.expected(version)
         found = tuple(a.arg for a in function.args.posonlyargs + function.args.args) if function else None
-        if found is None or found[: len(expected)] != expected:
-            wrong[name] = (found, expected)
+        named = {a.arg for a in function.args.kwonlyargs} | {*(found or ())} if function else set()
+        if found is None or found[: len(expected)] != expected or not named.issuperset(seam.keywords):
+            wrong[name] = (found, expected, seam.keywords)
     assert wrong == {}
 
 
