@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from vllm.config import DeviceConfig, OffloadConfig, PrefetchOffloadConfig, Vllm
 
 from steerserve.errors import IncompatibleError
 from steerserve_vllm import compat
+from steerserve_vllm import refusals as refusals_module
 from steerserve_vllm.refusals import refusals
 from steerserve_vllm.setup import catalog_for, check_engine, enforcement_for
 from tests.support import fork_server
@@ -228,6 +231,16 @@ def test_every_setting_that_is_read_stands_in_the_table(
     known = {f"{owner}.{name}" for table in tables for owner, names in table.items() for name in names}
     assert len(asked) > 30
     assert asked <= known
+
+
+def test_no_refusal_reads_a_setting_that_may_be_missing() -> None:
+    """With a default, what a version has renamed would be passed over in silence."""
+    names = {
+        node.id
+        for node in ast.walk(ast.parse(inspect.getsource(refusals_module)))
+        if isinstance(node, ast.Name)
+    }
+    assert not names & {"getattr", "hasattr", "suppress", "AttributeError"}
 
 
 def test_the_table_in_the_docs_is_what_the_tests_say(tmp_path: Path) -> None:
