@@ -36,7 +36,7 @@ _SLOTS = 2048
 _MOST_LAUNCHES = 512
 
 
-def check(width: int, rows: int, two_parts: bool) -> Iterator[dict[str, Any]]:
+def check(width: int, rows: int, two_parts: bool, device: str = "cuda") -> Iterator[dict[str, Any]]:
     """The kernel against the reference, in each dtype.
 
     Returns: the largest error, relative where the value exceeds 1; `ok` also asks that the traces agree and
@@ -44,7 +44,7 @@ def check(width: int, rows: int, two_parts: bool) -> Iterator[dict[str, Any]]:
     """
     plans = random_plans(5, rows, width, "cpu")
     vary(plans)
-    there = copied(plans, "cuda")
+    there = copied(plans, device)
     slot = torch.tensor([0, 1, -1, 2, 3, 4, 0, -1], dtype=torch.int32)
     mask = torch.randint(-(2**63), 2**63 - 1, (len(slot),), generator=torch.Generator().manual_seed(1))
     for dtype, tolerance in TOLERANCE.items():
@@ -53,11 +53,10 @@ def check(width: int, rows: int, two_parts: bool) -> Iterator[dict[str, Any]]:
         other = addend if two_parts else None
         expected, expected_trace = stream.clone(), torch.empty(len(slot), rows, 2)
         steer_reference(expected, other, plans, slot, mask, expected_trace)
-        got, trace = stream.cuda(), torch.full((len(slot), rows, 2), torch.nan, device="cuda")
-        notes = History.blank(len(slot), "cuda")
-        steer_triton(
-            got, None if other is None else other.cuda(), there, slot.cuda(), mask.cuda(), trace, notes
-        )
+        got, trace = stream.to(device, copy=True), torch.full((len(slot), rows, 2), torch.nan, device=device)
+        notes = History.blank(len(slot), device)
+        added = None if other is None else other.to(device)
+        steer_triton(got, added, there, slot.to(device), mask.to(device), trace, notes)
         error = _error(got.cpu(), expected)
         same = torch.allclose(trace.cpu(), expected_trace, rtol=1e-4, atol=1e-4, equal_nan=True)
         untouched = torch.equal(got.cpu()[slot < 0], stream[slot < 0])

@@ -31,8 +31,9 @@ def random_plans(slots: int, rows: int, width: int, device: torch.device | str) 
     buffers.params[..., :9] = torch.tensor((0.0, *_ACTIVATIONS[0], *_EDITS[0]), device=device)
     buffers.above.fill_(-_INF)
     buffers.below.fill_(_INF)
-    buffers.bit[:] = torch.arange(rows, device=device)
-    buffers.row[:] = buffers.bit
+    # A token's mask has 64 bits; rows beyond share them.
+    buffers.bit[:] = torch.arange(rows, device=device) % 64
+    buffers.row[:] = torch.arange(rows, device=device)
     buffers.count.fill_(rows)
     return buffers
 

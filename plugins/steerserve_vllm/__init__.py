@@ -21,7 +21,7 @@ def register() -> None:
         return
     from steerserve.errors import IncompatibleError
 
-    from . import admission, driver, ending, prefix_cache, runner_v1, seams, seeds, worker
+    from . import admission, compile_key, driver, ending, prefix_cache, runner_v1, seams, seeds, worker
 
     driver.follow_driver()
     _registered = True
@@ -32,6 +32,7 @@ def register() -> None:
         return
     admission.install()
     prefix_cache.install()
+    compile_key.install()
     runner_v1.install()
     seeds.install()
     ending.install()

@@ -32,6 +32,8 @@ class Attached(Generic[R]):
 
     runtime: R
     capture: Capture | None
+    # Where the op was put, by the index of the hook point.
+    points: tuple[int, ...] = ()
 
 
 def attached_to(owner: Any) -> Attached[Any] | None:
@@ -92,7 +94,7 @@ def attach(
     harvested_here = {point: hook for point, hook in harvested.items() if point in here}
     if harvested_here and _is_first_rank(vllm_config):
         capture = Capture(harvested_here, catalog.special_tokens)
-    attached = Attached(runtime, capture)
+    attached = Attached(runtime, capture, tuple(here))
     setattr(owner, _ATTRIBUTE, attached)
     bind(owner, runtime, capture)
     return attached

@@ -58,14 +58,15 @@ def _wrap_attach(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _wrap_run_request(original: Callable[..., Any]) -> Callable[..., Any]:
-    async def run_request(serving_engine_func: Any, request: Any, tracker: Any) -> Any:
+    # vLLM 0.32 hands over what counts the lines that are done; later ones count them where they call this.
+    async def run_request(serving_engine_func: Any, request: Any, *trackers: Any) -> Any:
         error = batch.refusal_of(request)
         if error is None:
             # Policies for a route hold for a line of a batch file that names it.
             carried = Carried(caller=Caller(route=request.url))
             token = CARRIED.set(carried)
             try:
-                output = await original(serving_engine_func, request, tracker)
+                output = await original(serving_engine_func, request, *trackers)
             finally:
                 CARRIED.reset(token)
             # Not at the top: it is for the HTTP server too, which imports it by itself.
@@ -76,7 +77,8 @@ def _wrap_run_request(original: Callable[..., Any]) -> Callable[..., Any]:
         from vllm.entrypoints.launchers.run_batch import make_error_request_output
 
         count_rejection(error.reason)
-        tracker.completed()
+        for tracker in trackers:
+            tracker.completed()
         return make_error_request_output(request, error_msg=str(error))
 
     return run_request

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from steerserve.runtime import Runtime
     from steerserve.training.capture import Capture
 
-__all__ = ["bind", "steer_op"]
+__all__ = ["bind", "steer_op", "watching"]
 
 
 class _Bound:
@@ -23,6 +25,7 @@ class _Bound:
     owner: weakref.ReferenceType[Any] | None = None
     runtime: Runtime | None = None
     capture: Capture | None = None
+    see: Callable[[int, Tensor, Tensor | None], None] | None = None
 
 
 def bind(owner: Any, runtime: Runtime | None, capture: Capture | None = None) -> None:
@@ -36,7 +39,19 @@ def bind(owner: Any, runtime: Runtime | None, capture: Capture | None = None) ->
     _Bound.owner, _Bound.runtime, _Bound.capture = weakref.ref(owner), runtime, capture
 
 
+@contextmanager
+def watching(see: Callable[[int, Tensor, Tensor | None], None]) -> Iterator[None]:
+    """Tell `see` of every call in this process: the hook point, and the two parts of the stream."""
+    _Bound.see = see
+    try:
+        yield
+    finally:
+        _Bound.see = None
+
+
 def _steer(stream: Tensor, addend: Tensor | None, point: int) -> None:
+    if _Bound.see is not None:
+        _Bound.see(point, stream, addend)
     if _Bound.runtime is not None:
         _Bound.runtime.steer(point, stream, addend)
     if _Bound.capture is not None:

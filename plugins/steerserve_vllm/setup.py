@@ -5,8 +5,6 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from vllm import envs
-
 from steerserve.catalog import Catalog, build_catalog
 from steerserve.config import HarvestPoints, SteerserveConfig, parse_config
 from steerserve.errors import IncompatibleError
@@ -14,6 +12,8 @@ from steerserve.hookpoint import HookPoint
 from steerserve.policy.enforcement import Enforcement
 from steerserve.sae.hook import Hook
 from steerserve.server.routing import CARRYING
+
+from .refusals import refusals
 
 __all__ = ["catalog_for", "check_engine", "config_for", "enforcement_for", "harvest_points"]
 
@@ -95,68 +95,9 @@ def check_engine(vllm_config: Any) -> None:
     config = config_for(vllm_config)
     if config is not None and config.harvest is not None:
         harvest_points(config.harvest, vllm_config.model_config.get_total_num_hidden_layers())
-    reasons = [reason for holds, reason in _refusals(vllm_config) if holds]
+    reasons = [reason for holds, reason in refusals(vllm_config) if holds]
     if reasons:
         raise IncompatibleError("steering cannot be served exactly with this engine: " + "; ".join(reasons))
-
-
-def _refusals(vllm_config: Any) -> list[tuple[bool, str]]:
-    model, parallel = vllm_config.model_config, vllm_config.parallel_config
-    passes = vllm_config.compilation_config.pass_config
-    speculative = vllm_config.speculative_config
-    device, v2 = vllm_config.device_config.device_type, bool(vllm_config.use_v2_model_runner)
-    config = config_for(vllm_config)
-    resident = config is not None and any(sae.resident for sae in config.saes)
-    harvests = config is not None and config.harvest is not None
-    return [
-        (envs.VLLM_USE_RUST_FRONTEND, "the Rust front end drops `steering` unread"),
-        (model.runner_type != "generate", "the model does not generate"),
-        (model.is_encoder_decoder, "encoder-decoder models have two streams"),
-        (vllm_config.kv_transfer_config is not None, "a KV connector keys blocks without the plan"),
-        (bool(getattr(passes, "enable_sp", False)), "sequence parallelism splits the stream between ranks"),
-        (device not in ("cpu", "cuda"), f"there is no op for device type {device}"),
-        (
-            device != "cpu" and not v2,
-            "on a GPU only the V2 model runner is steered (unset VLLM_USE_V2_MODEL_RUNNER)",
-        ),
-        (
-            not v2 and bool(vllm_config.scheduler_config.async_scheduling),
-            "the V1 model runner steers only without async scheduling (--no-async-scheduling)",
-        ),
-        (
-            device != "cpu" and resident and not model.enforce_eager,
-            "a resident SAE is encoded outside CUDA graphs (--enforce-eager)",
-        ),
-        (
-            device != "cpu" and bool(model.enable_sleep_mode),
-            "sleep mode may discard the rows that the slots hold",
-        ),
-        (
-            device != "cpu" and harvests and vllm_config.compilation_config.cudagraph_mode.name != "NONE",
-            "of what a CUDA graph replays, nothing can be harvested (cudagraph_mode NONE)",
-        ),
-        (
-            harvests and parallel.data_parallel_size > 1,
-            "data-parallel replicas would write the same shards (`steerserve harvest` starts one for each)",
-        ),
-        (
-            v2 and speculative is not None and parallel.pipeline_parallel_size > 1,
-            "under the V2 runner, a pipeline stage cannot tell rejected drafts from accepted ones",
-        ),
-        (
-            getattr(vllm_config.scheduler_config, "scheduler_cls", None) is not None,
-            "a scheduler of your own may not end the requests that a condition ends",
-        ),
-        (bool(getattr(parallel, "use_ubatching", False)), "micro-batching splits a step's tokens"),
-        (
-            parallel.decode_context_parallel_size * getattr(parallel, "prefill_context_parallel_size", 1) > 1,
-            "context parallelism splits a request's tokens",
-        ),
-        (
-            speculative is not None and speculative.method not in ("ngram", "ngram_gpu", None),
-            "only n-gram speculation leaves the drafts to the steered model",
-        ),
-    ]
 
 
 def _special_tokens(model_config: Any) -> set[int]:

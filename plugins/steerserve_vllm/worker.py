@@ -7,7 +7,7 @@ from typing import Any
 
 from vllm.v1.worker.worker_base import WorkerBase
 
-from . import harvest_worker, runner_v2, seams
+from . import guard, harvest_worker, runner_v2, seams
 from .attach import attached_to_runner
 from .setup import config_for
 
@@ -15,7 +15,7 @@ __all__ = ["install"]
 
 
 def install() -> None:
-    """Add the methods to every worker class, and wrap the V2 runner in workers that use it."""
+    """Add the methods to every worker class; wrap the V2 runner in workers that use it; guard their start."""
     WorkerBase.steerserve_collect = _collect
     harvest_worker.install()
     seams.wrap("worker_init", _wrap_worker_init)
@@ -23,9 +23,12 @@ def install() -> None:
 
 def _wrap_worker_init(original: Callable[..., Any]) -> Callable[..., Any]:
     def init(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
-        if vllm_config.use_v2_model_runner and config_for(vllm_config) is not None:
+        configured = config_for(vllm_config) is not None
+        if configured and vllm_config.use_v2_model_runner:
             runner_v2.install()
         original(self, vllm_config, *args, **kwargs)
+        if configured:
+            self.compile_or_warm_up_model = guard.guarded(self)
 
     return init
 

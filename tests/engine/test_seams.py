@@ -73,8 +73,16 @@ def test_a_vllm_that_differs_is_refused_with_what_differs_and_what_was_tested(
     changed = Seam("vllm.v1.engine.input_processor", "InputProcessor.process_inputs", ("self", "prompt"))
     monkeypatch.setitem(seams.SEAMS, "moved", moved)
     monkeypatch.setitem(seams.SEAMS, "changed", changed)
-    with pytest.raises(IncompatibleError, match=r"tested: 0\.32\.0.*process does not exist.*takes \('self'"):
+    with pytest.raises(IncompatibleError, match=r"0\.32\.0 tested.*process does not exist.*takes \('self'"):
         seams.check()
+
+
+def test_a_version_that_nobody_has_compared_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vllm.__version__", "0.34.0")
+    with pytest.raises(IncompatibleError, match=r"vLLM 0\.34\.0 differs.*expected vLLM 0\.32 or 0\.33"):
+        seams.check()
+    monkeypatch.setattr("vllm.__version__", "0.33.1+cpu")
+    seams.check()
 
 
 def test_an_unfit_vllm_refuses_a_steering_configuration_and_runs_without_one(

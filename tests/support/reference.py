@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from .saes import load_sae
-
 Intervention = dict[str, Any]
 Steering = list[Intervention] | dict[str, Any]
 _EDIT: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -45,6 +43,9 @@ class Reference:
         directions: dict[str, tuple[Tensor, int]] | None = None,
         special: frozenset[int] = frozenset({0, 1, 2}),
     ) -> None:
+        # Not at the top: what needs no SAE of SAELens' works where it is not installed.
+        from .saes import load_sae
+
         self.model = AutoModelForCausalLM.from_pretrained(model, attn_implementation="eager").float().eval()
         self.saes = {name: (load_sae(folder), point) for name, (folder, point) in saes.items()}
         self.directions = directions or {}
@@ -67,7 +68,7 @@ class Reference:
         """[len(ids), vocab] log-probabilities after each position of one steered pass."""
         handles = self._hook(ids, prompt_len, steering)
         try:
-            logits = self.model(torch.tensor([ids]), use_cache=False).logits[0]
+            logits: Tensor = self.model(torch.tensor([ids]), use_cache=False).logits[0]
         finally:
             for handle in handles:
                 handle.remove()
@@ -80,7 +81,7 @@ class Reference:
         for one in whole["interventions"]:
             by_point.setdefault(self._point(one), []).append(one)
             for c in conditions_of(one):
-                by_point.setdefault(self.saes[c.get("sae", one.get("sae"))][1], [])
+                by_point.setdefault(self.saes[_sae_of(c, one)][1], [])
         self._came: dict[int, Tensor] = {}
         return [self._hook_point(p, own, ids, prompt_len, drop) for p, own in by_point.items()]
 
@@ -138,14 +139,14 @@ class Reference:
         """[tokens] whether all conditions hold, each read from the stream as it came to its hook point."""
         holds = torch.tensor(True)
         for c in conditions_of(one):
-            sae, point = self.saes[c.get("sae", one.get("sae"))]
+            sae, point = self.saes[_sae_of(c, one)]
             f = sae.encode(self._came[point])[:, c["feature"]]
             holds = holds & (f > c.get("above", -torch.inf)) & (f < c.get("below", torch.inf))
         return holds
 
     @torch.no_grad()
     def activations(
-        self, ids: list[int], prompt_len: int, sae: str, feature: int, steering: Steering = ()
+        self, ids: list[int], prompt_len: int, sae: str, feature: int, steering: Steering | tuple[()] = ()
     ) -> Tensor:
         """[len(ids)] of one feature, in one steered pass."""
         whole = list(steering["interventions"] if isinstance(steering, dict) else steering)
@@ -181,6 +182,11 @@ def conditions_of(one: Intervention) -> list[dict[str, Any]]:
     """The conditions as a list, however they were written."""
     conditions = one.get("when", [])
     return [conditions] if isinstance(conditions, dict) else conditions
+
+
+def _sae_of(condition: dict[str, Any], one: Intervention) -> str:
+    """The SAE that a condition reads: its own, or its intervention's."""
+    return str(condition.get("sae", one.get("sae")))
 
 
 def _decoded(sae: Any, f: Tensor, stream: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""Faults of models, each put into vLLM's Llama by an import."""
