@@ -40,11 +40,11 @@ coverage: .venv/.installed-dev ## run everything, and say which lines of the pro
 	@$(PYTHON_IN_VENV) -m coverage combine --quiet
 	@$(PYTHON_IN_VENV) -m coverage report --show-missing --skip-covered
 
-check: .venv/.installed-dev ## lint, format, types, fast tests
+check: .venv/.installed-dev ## lint, format, types, the fast tests of what runs on a CPU
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	$(PYTHON_IN_VENV) -m mypy --strict $(SOURCES)
-	$(PYTEST_ON_TWO_CORES) -q -m "not engine and not server and not slow"
+	$(PYTEST_ON_TWO_CORES) -q -m "not engine and not server and not slow and not scaled and not interpreted"
 
 bench: .venv/.installed ## measure serving: stock vLLM against the plugin idle, with one plan, 64 plans, 16 layers
 	@$(PYTHON_IN_VENV) -m benchmarks.serving

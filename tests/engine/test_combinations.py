@@ -17,7 +17,7 @@ from steerserve_vllm import refusals as refusals_module
 from steerserve_vllm.refusals import refusals
 from steerserve_vllm.setup import catalog_for, check_engine, enforcement_for
 from tests.support import fork_server
-from tests.support.combinations import PAGE, combination
+from tests.support.combinations import PAGE, RUNNERS, combination
 from tests.support.vllm_configs import change, engine_config, parallel, speculative, write_config
 
 Change = Callable[[VllmConfig], None]
@@ -114,7 +114,7 @@ CASES = [
         setting("model_config.enable_sleep_mode", True),
     ),
 ]
-V1, V2 = "0", "1"
+V1, V2 = RUNNERS
 ONE_RUNNER = [
     (V1, (on_a_gpu,), "on a GPU only the V2 model runner is steered"),
     (V1, (setting("scheduler_config.async_scheduling", True),), "only without async scheduling"),
@@ -130,7 +130,7 @@ def runner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 
 def _choose(runner: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", runner)
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", str(RUNNERS.index(runner)))
     monkeypatch.setattr("vllm.config.vllm.HAS_TRITON", True)
     return runner
 

@@ -28,6 +28,8 @@ from tests.unit.steer.interpreting import interpreted
 from tests.unit.steer.launches import KERNELS, Launch, Launches, watched
 from tests.unit.test_history import random_request
 
+pytestmark = pytest.mark.interpreted
+
 POINTS = (2, 3)
 
 

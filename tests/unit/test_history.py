@@ -33,6 +33,8 @@ from tests.support.models import D_MODEL, VOCAB
 from tests.support.reference import touches
 from tests.unit.steer.interpreting import interpreted
 
+pytestmark = pytest.mark.interpreted
+
 POINTS = (2, 3)
 MAX_REQUESTS, MAX_TOKENS = 3, 48
 SPECIAL = frozenset({0, 1, 2})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -35,7 +36,7 @@ from steerserve.steer.buffers import (
 )
 from tests.unit.steer.interpreting import interpreted
 
-__all__ = ["Step", "by_cpu", "by_reference", "by_triton", "random_step", "staged_buffers"]
+__all__ = ["EVERY_OP", "Step", "by_cpu", "by_reference", "by_triton", "random_step", "staged_buffers"]
 
 INF = torch.inf
 # bias, threshold, scale, shift, floor: relu, jumprelu, gated, the identity of a direction.
@@ -215,3 +216,6 @@ def by_triton(buffers: PointBuffers, step: Step) -> Step:
         kernels.hold_triton(s.stream, s.addend, buffers, s.slot, s.trace, s.history)
     s.trace[(s.slot < 0) | (buffers.count[s.slot.clamp(min=0)] == 0)] = torch.nan
     return s
+
+
+EVERY_OP = [by_reference, by_cpu, pytest.param(by_triton, marks=pytest.mark.interpreted)]

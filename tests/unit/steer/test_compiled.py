@@ -26,6 +26,8 @@ from steerserve.window import Window, resolve
 from tests.unit.steer.launches import KERNELS
 
 # A100, H200, B200.
+pytestmark = pytest.mark.interpreted
+
 TARGETS = (80, 90, 100)
 # Of Qwen 0.5B, Gemma 2B, Gemma 9B, Llama 8B, Qwen 14B and Llama 70B.
 WIDTHS = (896, 2048, 3584, 4096, 5120, 8192)

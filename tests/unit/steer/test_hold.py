@@ -16,7 +16,7 @@ from steerserve.sae import FeatureRows
 from steerserve.steer import NEVER, History, PointBuffers
 from steerserve.steer.buffers import BASE, CEILING, EDIT, HOLD, NORM, z_bounds
 from tests.support.scale import scaled_examples
-from tests.unit.steer.staged import Step, by_cpu, by_reference, by_triton
+from tests.unit.steer.staged import EVERY_OP, Step, by_cpu
 
 INF = torch.inf
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -146,7 +146,7 @@ def test_what_is_held_stays_under_its_ceiling_and_nearly_always_can_be(
 
 
 # In float16, a number above 65504 is infinite: such a token is lost, and said to be.
-@pytest.mark.parametrize("op", [by_reference, by_cpu, by_triton])
+@pytest.mark.parametrize("op", EVERY_OP)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_implementation_holds(dtype: torch.dtype, op: Callable[[PointBuffers, Step], Step]) -> None:
     for seed in range(2):
@@ -187,7 +187,7 @@ def _directions(width: int, count: int, clamp: float, hostile: int = 0) -> Held:
 @pytest.mark.parametrize("hostile", [0, 5])
 @pytest.mark.parametrize("two_parts", [True, False], ids=["residual", "one tensor"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("op", [by_reference, by_cpu, by_triton])
+@pytest.mark.parametrize("op", EVERY_OP)
 def test_a_direction_that_is_held_is_projected_out_within_rounding(
     op: Callable[[PointBuffers, Step], Step], dtype: torch.dtype, two_parts: bool, hostile: int
 ) -> None:
@@ -200,7 +200,7 @@ def test_a_direction_that_is_held_is_projected_out_within_rounding(
         assert ((x @ held.features.encoder[:3].T).abs() <= room).all()
 
 
-@pytest.mark.parametrize("op", [by_reference, by_cpu, by_triton])
+@pytest.mark.parametrize("op", EVERY_OP)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_token_whose_held_features_are_far_from_active_keeps_its_bits(
     dtype: torch.dtype, op: Callable[[PointBuffers, Step], Step]
@@ -220,7 +220,7 @@ def test_a_token_whose_held_features_are_far_from_active_keeps_its_bits(
     assert not torch.equal(after.stream, step.stream)
 
 
-@pytest.mark.parametrize("op", [by_reference, by_cpu, by_triton])
+@pytest.mark.parametrize("op", EVERY_OP)
 def test_a_feature_that_nothing_can_hold_is_said_to_be_lost(
     op: Callable[[PointBuffers, Step], Step],
 ) -> None:
@@ -234,7 +234,7 @@ def test_a_feature_that_nothing_can_hold_is_said_to_be_lost(
     assert lost(after).all()
 
 
-@pytest.mark.parametrize("op", [by_reference, by_cpu, by_triton])
+@pytest.mark.parametrize("op", EVERY_OP)
 def test_a_held_token_that_is_not_finite_is_said_to_be_lost(
     op: Callable[[PointBuffers, Step], Step],
 ) -> None:

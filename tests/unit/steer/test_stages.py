@@ -10,12 +10,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steerserve.steer import NEVER, PointBuffers
-from tests.unit.steer.staged import Step, by_cpu, by_reference, by_triton, random_step, staged_buffers
+from tests.unit.steer.staged import (
+    EVERY_OP,
+    Step,
+    by_cpu,
+    by_reference,
+    by_triton,
+    random_step,
+    staged_buffers,
+)
 
 Op = Callable[[PointBuffers, Step], Step]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 SHAPES = [(32, 1, 7), (64, 6, 24), (100, 20, 24), (256, 33, 12), (96, 64, 8), (64, 128, 6)]
-BY_TRITON = [(*shape, dtype, by_triton) for shape in SHAPES for dtype in (torch.float32, torch.bfloat16)]
+BY_TRITON = [
+    pytest.param(*shape, dtype, by_triton, marks=pytest.mark.interpreted)
+    for shape in SHAPES
+    for dtype in (torch.float32, torch.bfloat16)
+]
 BY_CPU = [(*shape, dtype, by_cpu) for shape in SHAPES for dtype in TOLERANCE]
 
 
@@ -58,6 +70,7 @@ def test_the_loops_are_the_reference_for_any_step(
     hold_to_the_reference(by_cpu, buffers, step)
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("seed", range(12))
 def test_the_kernels_are_the_reference_for_any_step(seed: int) -> None:
     buffers = staged_buffers(5, 1 + 2 * seed, 48, seed)
@@ -77,7 +90,7 @@ def test_the_random_steps_reach_every_stage() -> None:
     assert min(noted, shut, held) > 50
 
 
-@pytest.mark.parametrize("op", [by_reference, by_cpu, by_triton])
+@pytest.mark.parametrize("op", EVERY_OP)
 def test_of_several_tokens_of_a_request_the_first_is_noted_and_later_ones_follow_it(op: Op) -> None:
     buffers = staged_buffers(2, 1, 32, seed=0)
     fire = _latch_on_itself(buffers)
@@ -96,7 +109,7 @@ def test_of_several_tokens_of_a_request_the_first_is_noted_and_later_ones_follow
     assert after.trace[:, 0, 0].isnan().tolist() == [True] * 4 + [False] * 5
 
 
-@pytest.mark.parametrize("op", [by_reference, by_cpu, by_triton])
+@pytest.mark.parametrize("op", EVERY_OP)
 def test_a_request_without_a_table_notes_nothing_and_never_latches(op: Op) -> None:
     buffers = staged_buffers(2, 1, 32, seed=0)
     fire = _latch_on_itself(buffers)

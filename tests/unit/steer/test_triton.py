@@ -24,6 +24,8 @@ from tests.support.saes import D_SAE
 from tests.support.scale import scaled_examples
 from tests.unit.steer.interpreting import interpreted
 
+pytestmark = pytest.mark.interpreted
+
 POINT = 3
 VOCAB = 12
 NO_NOTES = torch.full((8, 128), NEVER)
