@@ -74,7 +74,9 @@ class Seam:
             function = inspect.getattr_static(self.owner(), attribute)
         except (ImportError, AttributeError):
             return f"{self.module}.{self.name} does not exist"
-        found = tuple(inspect.signature(inspect.unwrap(function)).parameters)
+        # What is wrapped already was taken from its class bound, if it is a class's method.
+        function = inspect.unwrap(function)
+        found = tuple(inspect.signature(getattr(function, "__func__", function)).parameters)
         expected = self.expected(vllm.__version__)
         if found[: len(expected)] != expected:
             return f"{self.module}.{self.name} takes {found}, expected it to begin with {expected}"
@@ -253,6 +255,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
         "is_encoder_decoder",
         "max_model_len",
         "model",
+        "original_max_model_len",
         "runner_type",
         "served_model_name",
         "skip_tokenizer_init",

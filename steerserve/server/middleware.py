@@ -170,6 +170,7 @@ class SteeringMiddleware:
     async def _leave(self, scope: Scope, carried: Carried, reply: SteeredReply) -> None:
         """However it ended: what no reply waited for is counted, put on record, and forgotten."""
         tally = None
+        await reply.settled()
         if carried.admitted and not reply.asked:
             # Before it is known where its requests ended, none of their tokens can be told from the others.
             await carried.ends.settled()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -55,6 +56,7 @@ class SteeredReply:
         self._framer = EventFramer()
         self._last = b""
         self._report: Report | None = None
+        self._finishing: asyncio.Future[Report | None] | None = None
         self._has_begun = False
         self.status: int | None = None
         self.asked = False
@@ -106,7 +108,14 @@ class SteeredReply:
 
     async def _ask(self) -> Report | None:
         self.asked = True
-        return await self._finish()
+        # A client that leaves now ends the app, and not what must be on record.
+        self._finishing = asyncio.ensure_future(self._finish())
+        return await asyncio.shield(self._finishing)
+
+    async def settled(self) -> None:
+        """Wait until whatever the reply's end waits for is done, if that has begun."""
+        if self._finishing is not None:
+            await asyncio.gather(self._finishing, return_exceptions=True)
 
     async def _hold_whole(self, body: bytes, more: bool) -> None:
         """Not a stream: all of it is held until it is complete."""

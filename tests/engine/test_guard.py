@@ -36,7 +36,7 @@ def test_a_model_that_splits_or_defers_the_stream_does_not_start(
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "|".join(map(str, range(ranks))))
     words = [fault, str(models("llama")), str(assets["saes"]["jump"][0]), str(ranks)]
     done = fork_server.run("-m", "tests.support.faulty", *words, folder=tmp_path, timeout=240)
-    assert done.returncode != 0
+    assert done.returncode != 0, f"it started: {done.stdout[-500:]}\n{done.stderr[-6000:]}"
     assert says in done.stderr, done.stderr[-4000:]
 
 

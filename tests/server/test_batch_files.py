@@ -12,6 +12,7 @@ from tests.server import conftest as plain
 from tests.support import fork_server
 from tests.support.misplaced import BODIES, lines
 from tests.support.models import make_model
+from tests.support.one import OneAtATime
 from tests.support.times import starting
 
 STRONG: dict[str, Any] = {
@@ -38,8 +39,10 @@ def _log_on_failure() -> None:
 
 
 @pytest.fixture(scope="module")
-def replies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def replies(running: OneAtATime, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What a batch file of all lines comes to, by their ids."""
+    # Its engine is one too, and what is set for the one that ran is not set for it.
+    running.stop()
     folder = tmp_path_factory.mktemp("batch")
     source, out = folder / "in.jsonl", folder / "out.jsonl"
     own = [json.dumps({"custom_id": n, "method": "POST", "url": URL, "body": b}) for n, b in OWN.items()]

@@ -117,7 +117,7 @@ def test_of_a_client_that_left_the_tokens_are_on_record_that_were_made_for_it(
     received = 0
     with attacked.server.http.stream("POST", path, json=body, headers={"x-request-id": name}) as reply:
         for text in reply.iter_lines():
-            received += '"text":"w' in text.replace('" w', '"w') or '"content":"' in text
+            received += any(f'"{key}":"w' in text.replace('" w', '"w') for key in ("text", "content"))
             if received >= 5:
                 break
     line = record(attacked, name)
@@ -128,7 +128,7 @@ def test_of_a_client_that_left_the_tokens_are_on_record_that_were_made_for_it(
     assert first.status_code == 200
     prompt_tokens = record(attacked, f"{name}-1")["tokens"]
     made = line["tokens"] - prompt_tokens + 1
-    assert 5 <= made < 400
+    assert 5 <= made <= 400
     exactly = {**again, "max_tokens": made}
     attacked.server.post(path, exactly, headers={"x-request-id": f"{name}-again"})
     assert told(line) == told(record(attacked, f"{name}-again"))

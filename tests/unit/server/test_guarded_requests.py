@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, StreamingResponse
 
 from steerserve.access.principal import Principal
 from steerserve.audit import AuditLog
@@ -16,6 +16,7 @@ from steerserve.carried import CARRIED
 from steerserve.catalog import Catalog
 from steerserve.errors import UnavailableError
 from steerserve.policy.enforcement import Enforcement
+from steerserve.server.collector import ReportCollector
 from steerserve.server.middleware import SteeringMiddleware
 from steerserve.server.recorder import Recorder
 from steerserve.server.state import SteeringState
@@ -214,6 +215,50 @@ def test_what_two_policies_agree_on_is_reported_of_both(post: Client, tmp_path: 
     (tmp_path / "policies" / "q.yaml").write_text(json.dumps(document), encoding="utf-8")
     report = post("/v1/completions", {"steering": STEERING}).json()["steering"]
     assert [(entry["name"], entry["tokens"]) for entry in report["policies"]] == [("p", 4), ("q", 4)]
+
+
+def test_a_client_that_leaves_while_its_stream_waits_for_the_record_is_on_record(
+    state: SteeringState, engine: Engine, audit: Path
+) -> None:
+    """Whoever serves the app ends it as soon as the client is gone."""
+    counting, counted = asyncio.Event(), asyncio.Event()
+
+    class SlowCollector(ReportCollector):
+        async def collect(self, ticket: str, ends: dict[str, int] | None = None) -> Any:
+            counting.set()
+            await counted.wait()
+            return await super().collect(ticket, ends)
+
+    assert state.collector is not None
+    state.collector = SlowCollector(state.collector._rpc)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        engine.take((await receive())["body"])
+        await StreamingResponse(iter([event(CHUNK), DONE]), media_type="text/event-stream")(
+            {**scope, "asgi": {"spec_version": "2.4"}}, receive, send
+        )
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b'{"prompt": "p"}'}
+
+    async def send(message: Any) -> None:
+        pass
+
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/v1/completions", "root_path": ""}
+    scope |= {"headers": [(b"content-type", b"application/json")], "query_string": b""}
+
+    async def leave() -> None:
+        serving = asyncio.create_task(SteeringMiddleware(app, state)(scope, receive, send))
+        await counting.wait()
+        serving.cancel()
+        # The end of the request waits for what must be on record, which is not there yet.
+        await asyncio.sleep(0)
+        counted.set()
+        with pytest.raises(asyncio.CancelledError):
+            await serving
+
+    asyncio.run(leave())
+    assert [(line["outcome"], line["tokens"]) for line in records(audit)] == [("ok", 4)]
 
 
 def test_a_client_that_leaves_before_a_whole_reply_is_on_record_as_one_that_left(
