@@ -19,6 +19,9 @@ INSTALLED = Path(vllm.__file__).parents[1]
 OTHER = [Path(folder) for folder in os.environ.get("STEERSERVE_VLLM_SOURCES", "").split(os.pathsep) if folder]
 EVERY_SEAM = compat.SEAMS | compat.V2_SEAMS | compat.FRONT_END_SEAMS | compat.COHERE_SEAMS
 
+# Pydantic's, which vLLM's class has of it: not in vLLM's sources.
+INHERITED = ("run_batch_line",)
+
 
 @pytest.fixture(scope="module", params=[INSTALLED, *OTHER], ids=["installed", *map(str, OTHER)])
 def sources(request: pytest.FixtureRequest) -> Sources:
@@ -40,6 +43,8 @@ def test_every_wrapped_function_has_the_parameters_that_are_relied_on(sources: S
     version = version_of(sources)
     wrong = {}
     for name, seam in EVERY_SEAM.items():
+        if name in INHERITED:
+            continue
         function = sources.function(seam.module, seam.name)
         expected = seam.expected(version)
         found = tuple(a.arg for a in function.args.posonlyargs + function.args.args) if function else None
