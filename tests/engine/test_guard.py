@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from steerserve.errors import IncompatibleError
+from steerserve_vllm import guard
 from steerserve_vllm.guard import Sight, _check_classes, check_stream
 from tests.support import fork_server
 from tests.support.one import OneAtATime
@@ -72,3 +73,25 @@ def test_a_stream_that_is_whole_passes() -> None:
 def test_what_a_hook_point_must_not_see_is_refused_by_name(seen: dict[int, list[Sight]], says: str) -> None:
     with pytest.raises(IncompatibleError, match=says):
         check_stream(seen, 5, [2, 3])
+
+
+def test_what_is_no_number_does_not_pass_for_agreement(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = [torch.full((5, 4), 3e38), torch.ones(5, 4)]
+    monkeypatch.setattr(guard, "_gathered", lambda tensor, group, ranks: seen)
+    with pytest.raises(IncompatibleError, match="rank 1 sees another than rank 0"):
+        guard._check_same(2, seen[0], None, 2)
+
+
+def test_attention_adds_nothing_while_the_stream_is_looked_at() -> None:
+    """vLLM's CPU backend leaves the memory as it was where there is nothing to attend to."""
+
+    class Backend:
+        def forward(self, output: torch.Tensor) -> torch.Tensor:
+            return output
+
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    backend: Any = Backend()
+    model.impl = backend
+    with guard._without_attention(model):
+        assert not backend.forward(output=torch.full((2, 2), torch.inf)).any()
+    assert backend.forward(torch.ones(2)).all()
