@@ -384,6 +384,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "vllm.v1.worker.gpu_worker:Worker": ("compile_or_warm_up_model", "model_runner"),
     f"{_RUNNER}:GPUModelRunner": (
         "device",
+        "discard_request_mask",
         "get_model",
         "input_batch",
         "input_ids",
@@ -394,7 +395,12 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "vllm_config",
     ),
     "vllm.sequence:IntermediateTensors": ("__init__", "items"),
-    "vllm.v1.worker.gpu_input_batch:InputBatch": ("num_computed_tokens_cpu", "req_ids"),
+    "vllm.v1.worker.gpu_input_batch:InputBatch": (
+        "generators",
+        "num_computed_tokens_cpu",
+        "num_reqs",
+        "req_ids",
+    ),
     f"{_RUNNER_V2}:GPUModelRunner": (
         "get_model",
         "max_num_tokens",

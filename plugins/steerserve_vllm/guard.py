@@ -145,7 +145,7 @@ def _without_attention(model: nn.Module) -> Iterator[None]:
     so large, or so much of no number, that no difference between ranks shows beside it.
     """
     parts: list[Any] = [getattr(module, "impl", None) for module in model.modules()]
-    changed = [impl for impl in parts if hasattr(impl, "forward")]
+    changed = list({id(impl): impl for impl in parts if hasattr(impl, "forward")}.values())
     for impl in changed:
         impl.forward = _zeroed(impl.forward)
     try:

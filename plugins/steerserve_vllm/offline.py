@@ -94,9 +94,7 @@ def _check_beams(processor: Any, params: Any) -> None:
     if enforcement is None:
         return
     in_force = carried.in_force if carried is not None else None
-    if (in_force or enforcement.current()).depends_on_position:
-        message = "expected no `use_beam_search`: a policy in force depends on positions, which beams lose"
-        raise RouteError(message, at=("use_beam_search",), reason="combination")
+    (in_force or enforcement.current()).check_beams()
 
 
 def _refusing(check: Callable[..., None], *args: Any) -> None:

@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 from steerserve.catalog import Catalog
-from steerserve.errors import ConflictError, RequestError
+from steerserve.errors import ConflictError, RequestError, RouteError
 from steerserve.layout import MAX_BITS, Bits
 from steerserve.plan import Plan, build_plan
 from steerserve.row import Row
@@ -119,6 +119,17 @@ class InForce:
         """Whether any policy means something else where a request is cut into several."""
         rows = (row for one in self.compiled.values() for row in one.rows)
         return any(row.is_stateful or not row.window.is_everywhere for row in rows)
+
+    def check_beams(self) -> None:
+        """Refuse beam search where a policy depends on positions: each token of a beam is a new prompt.
+
+        Raises: RouteError.
+        """
+        if self.depends_on_position:
+            message = (
+                "expected no `use_beam_search`: a policy in force depends on positions, which beams lose"
+            )
+            raise RouteError(message, at=("use_beam_search",), reason="combination")
 
     def _merged(self, own: Plan, applying: Applying) -> Merged:
         _check_conflict(own.rows, applying)

@@ -136,11 +136,8 @@ class SteeringMiddleware:
         if carried.in_force is None or path not in CARRYING:
             return
         self.state.recorder.check(carried)
-        if carried.in_force.depends_on_position and is_set(body, "use_beam_search"):
-            message = (
-                "expected no `use_beam_search`: a policy in force depends on positions, which beams lose"
-            )
-            raise RouteError(message, at=("use_beam_search",), reason="combination")
+        if is_set(body, "use_beam_search"):
+            carried.in_force.check_beams()
         if is_set(body, "background"):
             message = "expected no `background`: what policies do is put on record as the reply ends"
             raise RouteError(message, at=("background",), reason="combination")

@@ -18,25 +18,14 @@ from steerserve.plan import Plan
 from steerserve.row import Gate, Row
 from steerserve.spec import Where, parse_spec
 from steerserve.window import Window, resolve
+from tests.unit.windows import wheres
 
 INF = float("inf")
 VOCAB = 12
 SPECIAL = np.arange(VOCAB) < 3
 _position = st.integers(-6, 12)
 _token = st.integers(0, VOCAB - 1)
-_where = st.fixed_dictionaries(
-    {},
-    optional={
-        "phase": st.sampled_from(["all", "prompt", "generation"]),
-        "start": _position,
-        "stop": _position,
-        "positions": st.lists(_position, min_size=1, max_size=3),
-        "tokens": st.lists(_token, min_size=1, max_size=3),
-        "exclude_positions": st.lists(_position, max_size=3),
-        "exclude_tokens": st.lists(_token, max_size=3),
-        "special_tokens": st.booleans(),
-    },
-)
+_where = wheres(_position, _token, 3)
 EARLIER, HERE = Gate("sae:std", 1, 0.0, INF, 2), Gate("sae:jump", 1, 0.0, INF, 3)
 
 

@@ -12,25 +12,14 @@ from steerserve.reach import can_match, meeting
 from steerserve.spec import Where
 from steerserve.window import Window
 from tests.support.reference import touches
+from tests.unit.windows import wheres
 
 SPECIAL = frozenset({0, 1})
 VOCAB = 4
 LONGEST = 6
 _position = st.integers(-7, 8)
 _token = st.integers(0, VOCAB - 1)
-_where = st.fixed_dictionaries(
-    {},
-    optional={
-        "phase": st.sampled_from(["all", "prompt", "generation"]),
-        "start": _position,
-        "stop": _position,
-        "positions": st.lists(_position, min_size=1, max_size=3),
-        "tokens": st.lists(_token, min_size=1, max_size=2),
-        "exclude_positions": st.lists(_position, max_size=3),
-        "exclude_tokens": st.lists(_token, max_size=2),
-        "special_tokens": st.booleans(),
-    },
-)
+_where = wheres(_position, _token, 3)
 
 
 def _shared(*wheres: dict[str, Any]) -> list[tuple[int, int]]:

@@ -11,24 +11,13 @@ from steerserve.spec import Where
 from steerserve.tokens import Batch, TokenMap
 from steerserve.window import Window, resolve
 from tests.support.reference import touches
+from tests.unit.windows import wheres
 
 SPECIAL = frozenset({0, 1, 2})
 VOCAB = 12
 _position = st.integers(-12, 24)
 _token = st.integers(0, VOCAB - 1)
-_where = st.fixed_dictionaries(
-    {},
-    optional={
-        "phase": st.sampled_from(["all", "prompt", "generation"]),
-        "start": _position,
-        "stop": _position,
-        "positions": st.lists(_position, min_size=1, max_size=4),
-        "tokens": st.lists(_token, min_size=1, max_size=4),
-        "exclude_positions": st.lists(_position, max_size=4),
-        "exclude_tokens": st.lists(_token, max_size=4),
-        "special_tokens": st.booleans(),
-    },
-)
+_where = wheres(_position, _token, 4)
 
 
 @given(

@@ -6,26 +6,19 @@ from typing import Any
 
 from vllm.model_executor.models.llama import LlamaDecoderLayer
 
-LATE = 2  # The layer after which the SAE of the test lies.
+from .late import LATE, Extension, layer_of
 
-
-class Extension:
-    """Of a worker, which it leaves as it is."""
-
-
-def _late(layer: Any) -> int:
-    return int(layer.self_attn.attn.layer_name.split(".")[2])
-
+__all__ = ["Extension"]
 
 _forward = LlamaDecoderLayer.forward
 
 
 def forward(self: Any, positions: Any, hidden_states: Any, residual: Any) -> Any:
-    if _late(self) == LATE + 1:
+    if layer_of(self) == LATE + 1:
         hidden_states = hidden_states.repeat_interleave(2, 0)[: len(positions)]
         residual = residual.repeat_interleave(2, 0)[: len(positions)]
     out, added = _forward(self, positions, hidden_states, residual)
-    return (out[::2].contiguous(), added[::2].contiguous()) if _late(self) == LATE else (out, added)
+    return (out[::2].contiguous(), added[::2].contiguous()) if layer_of(self) == LATE else (out, added)
 
 
 LlamaDecoderLayer.forward = forward

@@ -7,23 +7,16 @@ from typing import Any
 from vllm.distributed import tensor_model_parallel_all_reduce
 from vllm.model_executor.models.llama import LlamaDecoderLayer
 
-LATE = 2  # The layer after which the SAE of the test lies.
+from .late import LATE, Extension, layer_of
 
-
-class Extension:
-    """Of a worker, which it leaves as it is."""
-
-
-def _late(layer: Any) -> int:
-    return int(layer.self_attn.attn.layer_name.split(".")[2])
-
+__all__ = ["Extension"]
 
 _forward = LlamaDecoderLayer.forward
 
 
 def forward(self: Any, positions: Any, hidden_states: Any, residual: Any) -> Any:
-    self.mlp.down_proj.reduce_results = _late(self) != LATE
-    if _late(self) == LATE + 1:
+    self.mlp.down_proj.reduce_results = layer_of(self) != LATE
+    if layer_of(self) == LATE + 1:
         hidden_states = tensor_model_parallel_all_reduce(hidden_states)
     return _forward(self, positions, hidden_states, residual)
 

@@ -23,6 +23,7 @@ from tests.support.models import D_MODEL
 from tests.support.saes import D_SAE
 from tests.support.scale import scaled_examples
 from tests.unit.steer.interpreting import interpreted
+from tests.unit.windows import wheres
 
 pytestmark = pytest.mark.interpreted
 
@@ -176,19 +177,7 @@ def test_no_row_applies_where_an_activation_is_not_finite() -> None:
 
 _position = st.integers(-9, 16)
 _token = st.integers(0, VOCAB - 1)
-_where = st.fixed_dictionaries(
-    {},
-    optional={
-        "phase": st.sampled_from(["all", "prompt", "generation"]),
-        "start": _position,
-        "stop": _position,
-        "positions": st.lists(_position, min_size=1, max_size=4),
-        "tokens": st.lists(_token, min_size=1, max_size=4),
-        "exclude_positions": st.lists(_position, max_size=4),
-        "exclude_tokens": st.lists(_token, max_size=4),
-        "special_tokens": st.booleans(),
-    },
-)
+_where = wheres(_position, _token, 4)
 _request = st.tuples(
     st.lists(_where, max_size=4),  # no window: a request without a plan
     st.integers(1, 8),  # the prompt's length
